@@ -1,0 +1,413 @@
+package meta
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
+
+	"slotfs/meta/op"
+)
+
+// index maps ids to inodes and (directory, name) to ids. badger holds it
+// exactly as it was at the last checkpoint; what came later is in memory:
+//
+//	active   changed since the last freeze
+//	frozen   being written to badger by the checkpoint under way, or nil
+//	badger   the last checkpoint
+//
+// looked up in this order. There is one writer at a time (the applier, or
+// recovery, or a resync); readers are welcome at any time.
+//
+// The records of directories and entries follow from the inodes: put and drop
+// keep entries, nlink, Entries, Count, Bytes, and the slot's digest right, so
+// a caller only says what an inode looks like and which names it has.
+type index struct {
+	dir string
+	log *slog.Logger
+	db  *badger.DB
+
+	// mu guards everything below. Inodes are never changed once they are in
+	// here, so a reader keeps what it got without the lock.
+	mu     sync.RWMutex
+	active *delta
+	frozen *delta
+	state  state // with active
+	base   state // of badger
+	// clean caches inodes of badger that no delta has. gen counts the times
+	// that a frozen delta went away: an inode read from badger may enter clean
+	// only if gen is still what it was before the read, or it could be stale.
+	clean map[op.ID]*Inode
+	gen   uint64
+	ring  digestRing
+
+	touched *touched // when not nil, records what changes
+}
+
+// state says what an index is the index of.
+type state struct {
+	Pos      op.Pos    `json:"pos"`  // the last entry in it
+	Time     int64     `json:"time"` // of that entry
+	Digest   op.Digest `json:"-"`
+	Sum      [2]uint64 `json:"digest"` // Digest, as JSON
+	Objects  uint64    `json:"objects"`
+	Messages uint64    `json:"messages"` // sealed files
+	Bytes    uint64    `json:"bytes"`    // of regular files
+}
+
+// delta is a set of changes to the index: nil and ID 0 stand for removal.
+type delta struct {
+	inodes  map[op.ID]*Inode
+	entries map[op.ID]map[string]Child
+	subdirs map[op.ID]map[op.ID]bool
+	records int   // upper bound of the records to write
+	bytes   int64 // upper bound of their bytes
+}
+
+func newDelta() *delta {
+	return &delta{
+		inodes:  make(map[op.ID]*Inode),
+		entries: make(map[op.ID]map[string]Child),
+		subdirs: make(map[op.ID]map[op.ID]bool),
+	}
+}
+
+// touched is the set of objects and names that changed while it was recorded.
+type touched struct {
+	ids   map[op.ID]struct{}
+	names map[Name]struct{}
+}
+
+func newTouched() *touched {
+	return &touched{ids: make(map[op.ID]struct{}), names: make(map[Name]struct{})}
+}
+
+const (
+	memTableSize = 16 << 20
+	// A transaction of badger may take 15 % of the memtable, and as many
+	// records as skip list nodes (96 bytes) fit in there.
+	maxTxnBytes   = memTableSize * 15 / 100
+	maxTxnRecords = maxTxnBytes / 96
+	recordCost    = 32 // what badger counts for a record besides key and value, generously
+	cleanMax      = 16384
+)
+
+// errIndex: an entry contradicts the index.
+var errIndex = errors.New("entry contradicts the index")
+
+// openIndex opens the index in dir, making an empty one if there is none.
+func openIndex(dir string, log *slog.Logger) (*index, error) {
+	x := &index{dir: dir, log: log, active: newDelta(), clean: make(map[op.ID]*Inode)}
+	if err := x.openDB(memTableSize); err != nil {
+		return nil, err
+	}
+	err := x.db.View(func(txn *badger.Txn) error {
+		v, err := view{txn}.get([]byte(keyState))
+		if err != nil || v == nil {
+			return err
+		}
+		return json.Unmarshal(v, &x.base)
+	})
+	if err != nil {
+		x.db.Close()
+		return nil, fmt.Errorf("read index state: %w", err)
+	}
+	x.base.Digest = x.base.Sum
+	x.state = x.base
+	x.ring.set(x.state.Pos.Seq, x.state.Digest)
+	return x, nil
+}
+
+// openDB opens badger within about 25 MB of memory: no compression and
+// therefore no block cache (tables are mapped), one table of 16 MB in use and
+// one being written.
+func (x *index) openDB(memTable int64) error {
+	o := badger.DefaultOptions(x.dir).
+		WithLogger(badgerLog{x.log}).
+		WithMetricsEnabled(false).
+		WithSyncWrites(false).
+		WithDetectConflicts(false).
+		WithCompression(options.None).
+		WithBlockCacheSize(0).
+		WithIndexCacheSize(0).
+		WithChecksumVerificationMode(options.OnTableAndBlockRead).
+		WithVerifyValueChecksum(true).
+		WithMemTableSize(memTable).
+		WithNumMemtables(2).
+		WithNumCompactors(2).
+		WithNumGoroutines(1).
+		WithValueLogFileSize(16 << 20).
+		WithNumVersionsToKeep(1)
+	db, err := badger.Open(o)
+	if err != nil {
+		return fmt.Errorf("open index: %w", err)
+	}
+	x.db = db
+	return nil
+}
+
+func (x *index) close() error {
+	if err := x.db.Close(); err != nil {
+		return fmt.Errorf("close index: %w", err)
+	}
+	return nil
+}
+
+// inode finds an inode by id; ErrNotExist if there is none.
+func (x *index) inode(id op.ID) (*Inode, error) {
+	x.mu.RLock()
+	n, known := x.memory(id)
+	gen := x.gen
+	x.mu.RUnlock()
+	if !known {
+		var err error
+		if n, err = x.load(id); err != nil {
+			return nil, err
+		}
+		if n != nil {
+			x.mu.Lock()
+			x.keepClean(n, gen)
+			x.mu.Unlock()
+		}
+	}
+	if n == nil {
+		return nil, ErrNotExist
+	}
+	return n, nil
+}
+
+// inodeLocked is inode for the writer, who holds mu.
+func (x *index) inodeLocked(id op.ID) (*Inode, error) {
+	n, known := x.memory(id)
+	if !known {
+		var err error
+		if n, err = x.load(id); err != nil {
+			return nil, err
+		}
+		if n != nil {
+			x.keepClean(n, x.gen)
+		}
+	}
+	if n == nil {
+		return nil, ErrNotExist
+	}
+	return n, nil
+}
+
+// memory answers from what is in memory; mu is held.
+func (x *index) memory(id op.ID) (n *Inode, known bool) {
+	if n, known = x.active.inodes[id]; known {
+		return n, true
+	}
+	if x.frozen != nil {
+		if n, known = x.frozen.inodes[id]; known {
+			return n, true
+		}
+	}
+	n, known = x.clean[id]
+	return n, known
+}
+
+// load reads from badger; nil if it has no such inode.
+func (x *index) load(id op.ID) (n *Inode, err error) {
+	err = x.db.View(func(txn *badger.Txn) error {
+		n, err = view{txn}.inode(id)
+		return err
+	})
+	if errors.Is(err, ErrNotExist) {
+		return nil, nil
+	}
+	return n, err
+}
+
+// keepClean caches an inode read from badger at generation gen; mu is held.
+func (x *index) keepClean(n *Inode, gen uint64) {
+	if gen != x.gen {
+		return
+	}
+	if _, known := x.memory(n.ID); known {
+		return
+	}
+	if len(x.clean) >= cleanMax {
+		for id := range x.clean { // any: maps iterate in random order
+			delete(x.clean, id)
+			if len(x.clean) < cleanMax*7/8 {
+				break
+			}
+		}
+	}
+	x.clean[n.ID] = n
+}
+
+// child finds one entry of a directory; ErrNotExist if there is none.
+func (x *index) child(dir op.ID, name string) (Child, error) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.childLocked(dir, name)
+}
+
+func (x *index) childLocked(dir op.ID, name string) (Child, error) {
+	for _, d := range []*delta{x.active, x.frozen} {
+		if d == nil {
+			continue
+		}
+		if c, known := d.entries[dir][name]; known {
+			if c.ID == 0 {
+				return Child{}, ErrNotExist
+			}
+			return c, nil
+		}
+	}
+	var c Child
+	err := x.db.View(func(txn *badger.Txn) (err error) {
+		c, err = view{txn}.child(dir, name)
+		return err
+	})
+	return c, err
+}
+
+// snapshot is a consistent pair of badger's state and copies of what the
+// deltas say about one directory.
+func (x *index) snapshot(dir op.ID) (v view, entries map[string]Child, subdirs map[op.ID]bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	entries, subdirs = make(map[string]Child), make(map[op.ID]bool)
+	for _, d := range []*delta{x.frozen, x.active} {
+		if d != nil {
+			maps.Copy(entries, d.entries[dir])
+			maps.Copy(subdirs, d.subdirs[dir])
+		}
+	}
+	return view{x.db.NewTransaction(false)}, entries, subdirs
+}
+
+// children lists a directory in order of name; empty if there is none.
+func (x *index) children(dir op.ID) ([]Child, error) {
+	v, entries, _ := x.snapshot(dir)
+	defer v.txn.Discard()
+	list, err := v.children(dir)
+	if err != nil {
+		return nil, err
+	}
+	if len(entries) == 0 {
+		return list, nil
+	}
+	list = slices.DeleteFunc(list, func(c Child) bool { _, changed := entries[c.Name]; return changed })
+	for _, c := range entries {
+		if c.ID != 0 {
+			list = append(list, c)
+		}
+	}
+	slices.SortFunc(list, func(a, b Child) int { return strings.Compare(a.Name, b.Name) })
+	return list, nil
+}
+
+// subdirs lists the ids of a directory's directories, ascending, without
+// looking at its other entries.
+func (x *index) subdirs(dir op.ID) ([]op.ID, error) {
+	v, _, changed := x.snapshot(dir)
+	defer v.txn.Discard()
+	list, err := v.subdirs(dir)
+	if err != nil {
+		return nil, err
+	}
+	list = slices.DeleteFunc(list, func(id op.ID) bool { _, ok := changed[id]; return ok })
+	for id, present := range changed {
+		if present {
+			list = append(list, id)
+		}
+	}
+	slices.Sort(list)
+	return list, nil
+}
+
+// eachInode calls f for every inode in order of id, until f returns an error.
+// What changes meanwhile may or may not be seen.
+func (x *index) eachInode(f func(*Inode) error) error {
+	x.mu.RLock()
+	changed := make(map[op.ID]*Inode)
+	for _, d := range []*delta{x.frozen, x.active} {
+		if d != nil {
+			maps.Copy(changed, d.inodes)
+		}
+	}
+	v := view{x.db.NewTransaction(false)}
+	x.mu.RUnlock()
+	defer v.txn.Discard()
+
+	ids := slices.Sorted(maps.Keys(changed))
+	next := func(before op.ID) error { // changed ones below before
+		for len(ids) > 0 && ids[0] < before {
+			n := changed[ids[0]]
+			ids = ids[1:]
+			if n != nil {
+				if err := f(n); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}
+	err := v.eachInode(func(n *Inode) error {
+		if err := next(n.ID); err != nil {
+			return err
+		}
+		if _, ok := changed[n.ID]; ok {
+			return nil // comes with the changed ones
+		}
+		return f(n)
+	})
+	if err != nil {
+		return err
+	}
+	return next(^op.ID(0))
+}
+
+// path climbs from id to the root by the first name of each step.
+func (x *index) path(id op.ID) (string, error) {
+	var parts []string
+	for id != op.Root {
+		n, err := x.inode(id)
+		if err != nil {
+			return "", err
+		}
+		if len(n.Names) == 0 || len(parts) > 4096 {
+			return "", fmt.Errorf("id %d leads nowhere: %w", id, ErrNotExist)
+		}
+		parts = append(parts, n.Names[0].Name)
+		id = n.Names[0].Dir
+	}
+	slices.Reverse(parts)
+	return strings.Join(parts, "/"), nil
+}
+
+// current is the state with everything applied.
+func (x *index) current() state {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.state
+}
+
+// checkpointed is the state that badger holds.
+func (x *index) checkpointed() state {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.base
+}
+
+// badgerLog sends what badger says to slog; its chatter only at debug level.
+type badgerLog struct{ log *slog.Logger }
+
+func (l badgerLog) Errorf(f string, a ...any)   { l.log.Error("index: " + text(f, a)) }
+func (l badgerLog) Warningf(f string, a ...any) { l.log.Warn("index: " + text(f, a)) }
+func (l badgerLog) Infof(f string, a ...any)    { l.log.Debug("index: " + text(f, a)) }
+func (l badgerLog) Debugf(f string, a ...any)   { l.log.Debug("index: " + text(f, a)) }
+
+func text(f string, a []any) string { return strings.TrimSpace(fmt.Sprintf(f, a...)) }

@@ -1,0 +1,113 @@
+package meta
+
+import (
+	"encoding/binary"
+	"errors"
+
+	"github.com/dgraph-io/badger/v4"
+
+	"slotfs/meta/op"
+)
+
+// view reads the index as one transaction of badger sees it: as it was at a
+// checkpoint. Not for use by several goroutines at a time.
+type view struct{ txn *badger.Txn }
+
+// get returns the value of key, valid as long as the transaction; nil if there
+// is none.
+func (v view) get(key []byte) (value []byte, err error) {
+	item, err := v.txn.Get(key)
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	err = item.Value(func(b []byte) error { value = b; return nil })
+	if value == nil {
+		value = []byte{}
+	}
+	return value, err
+}
+
+func (v view) inode(id op.ID) (*Inode, error) {
+	b, err := v.get(inodeKey(id))
+	if err != nil {
+		return nil, err
+	}
+	if b == nil {
+		return nil, ErrNotExist
+	}
+	return decodeInode(id, b)
+}
+
+func (v view) child(dir op.ID, name string) (Child, error) {
+	b, err := v.get(entryKey(dir, name))
+	if err != nil {
+		return Child{}, err
+	}
+	if b == nil {
+		return Child{}, ErrNotExist
+	}
+	return decodeChild(name, b)
+}
+
+// children lists a directory in order of name.
+func (v view) children(dir op.ID) (list []Child, err error) {
+	err = v.each(entryKey(dir, ""), true, func(key, value []byte) error {
+		c, err := decodeChild(string(key), value)
+		list = append(list, c)
+		return err
+	})
+	return list, err
+}
+
+// subdirs lists the directories in a directory in order of id.
+func (v view) subdirs(dir op.ID) (list []op.ID, err error) {
+	err = v.each(subdirKey(dir, 0)[:9], false, func(key, _ []byte) error {
+		if len(key) != 8 {
+			return errRecord
+		}
+		list = append(list, op.ID(binary.BigEndian.Uint64(key)))
+		return nil
+	})
+	return list, err
+}
+
+// eachInode goes through all inodes in order of id.
+func (v view) eachInode(f func(*Inode) error) error {
+	return v.each([]byte{prefixInode}, true, func(key, value []byte) error {
+		if len(key) != 8 {
+			return errRecord
+		}
+		n, err := decodeInode(op.ID(binary.BigEndian.Uint64(key)), value)
+		if err != nil {
+			return err
+		}
+		return f(n)
+	})
+}
+
+// each calls f with what follows prefix in every key that starts with it.
+// key and value are valid during the call only.
+func (v view) each(prefix []byte, values bool, f func(key, value []byte) error) error {
+	o := badger.DefaultIteratorOptions
+	o.Prefix = prefix
+	o.PrefetchValues = values
+	it := v.txn.NewIterator(o)
+	defer it.Close()
+	for it.Rewind(); it.Valid(); it.Next() {
+		item := it.Item()
+		key := item.Key()[len(prefix):]
+		if !values {
+			if err := f(key, nil); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := item.Value(func(b []byte) error { return f(key, b) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
