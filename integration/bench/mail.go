@@ -2,8 +2,11 @@ package main
 
 import (
 	"fmt"
-	"strings"
+	"strconv"
 	"time"
+
+	"slotfs/integration/imap"
+	"slotfs/integration/lmtp"
 )
 
 // mailPhases are the phases of the mail load, in order.
@@ -21,34 +24,15 @@ var mailPhases = []string{"deliver", "scan1", "scan", "body", "store", "copy", "
 // archive is the second mailbox of every user.
 const archive = "Archive"
 
-// mailer is one LMTP connection.
-type mailer interface {
-	// Send delivers one message to one recipient and returns after its 250.
-	Send(rcpt string, msg []byte) error
-	Close() error
-}
-
-// session is one IMAP connection, logged in.
-type session interface {
-	Select(mailbox string) error
-	// List is FETCH 1:* (UID FLAGS) of the selected mailbox.
-	List() ([]uint32, error)
-	// Body is UID FETCH BODY.PEEK[].
-	Body(uid uint32) ([]byte, error)
-	// Do runs any other command.
-	Do(command string) error
-	Close() error
-}
-
 // server is a mail server that accepts any user name.
-type server interface {
-	Mailer() (mailer, error)
-	Login(user string) (session, error)
+type server struct {
+	lmtp, imap string // addresses
+	password   string
 }
 
 // mailLoad is one round of the mail load on one server.
 type mailLoad struct {
-	server   server
+	server   *server
 	tag      string // begins the user names, so that every round has new mailboxes
 	users    int
 	conns    int
@@ -56,8 +40,8 @@ type mailLoad struct {
 	least    time.Duration // a phase that can be repeated lasts at least so long
 	mail     *generator
 
-	sessions []session  // of each user
-	uids     [][]uint32 // in each INBOX, as scan listed them
+	sessions []*imap.Client // of each user
+	uids     [][]uint64     // in each INBOX, as scan listed them
 }
 
 func (m *mailLoad) user(i int) string { return fmt.Sprintf("%su%03d", m.tag, i) }
@@ -67,14 +51,14 @@ func (m *mailLoad) open() error {
 	if m.sessions != nil {
 		return nil
 	}
-	m.uids = make([][]uint32, m.users)
+	m.uids = make([][]uint64, m.users)
 	for i := range m.users {
-		s, err := m.server.Login(m.user(i))
+		s, err := imap.Open(m.server.imap, m.user(i), m.server.password)
 		if err != nil {
 			return fmt.Errorf("log in as %s: %w", m.user(i), err)
 		}
 		m.sessions = append(m.sessions, s)
-		if err := s.Do("CREATE " + archive); err != nil {
+		if err := s.Create(archive); err != nil {
 			return err
 		}
 	}
@@ -83,7 +67,7 @@ func (m *mailLoad) open() error {
 
 func (m *mailLoad) close() {
 	for _, s := range m.sessions {
-		s.Close() // the phases are over: nothing depends on the goodbye
+		s.Logout() // the phases are over: nothing depends on the goodbye
 	}
 	m.sessions = nil
 }
@@ -101,9 +85,9 @@ func (m *mailLoad) run(phase string) *sample {
 		return passes(m.least, func(int) *sample { return m.each(m.body) })
 	case "store":
 		return passes(m.least, func(k int) *sample {
-			return m.each(func(i int, s session, t *timer) error {
+			return m.each(func(i int, s *imap.Client, t *timer) error {
 				for _, uid := range m.uids[i] {
-					t.do(func() error { return s.Do(fmt.Sprintf(`UID STORE %d %sFLAGS (\Seen)`, uid, "+-"[k%2:k%2+1])) })
+					t.do(func() error { return s.Store(number(uid), "+-"[k%2:k%2+1]+"FLAGS", `\Seen`) })
 				}
 				return nil
 			})
@@ -112,7 +96,7 @@ func (m *mailLoad) run(phase string) *sample {
 		return passes(m.least, func(int) *sample { return m.each(m.copy) })
 	case "move":
 		return passes(m.least, func(k int) *sample {
-			return m.each(func(i int, s session, t *timer) error { return m.move(s, k, t) })
+			return m.each(func(i int, s *imap.Client, t *timer) error { return m.move(s, k, t) })
 		})
 	case "expunge":
 		return m.each(m.expunge)
@@ -121,21 +105,21 @@ func (m *mailLoad) run(phase string) *sample {
 }
 
 // each runs fn once on the session of every user.
-func (m *mailLoad) each(fn func(i int, s session, t *timer) error) *sample {
+func (m *mailLoad) each(fn func(i int, s *imap.Client, t *timer) error) *sample {
 	return parallel(m.conns, m.users, func(_, i int, t *timer) error { return fn(i, m.sessions[i], t) })
 }
 
 func (m *mailLoad) deliver() *sample {
-	mailers := make([]mailer, m.conns)
+	mailers := make([]*lmtp.Client, m.conns)
 	s := parallel(m.conns, m.messages, func(w, i int, t *timer) (err error) {
 		if mailers[w] == nil {
-			if mailers[w], err = m.server.Mailer(); err != nil {
+			if mailers[w], err = lmtp.Dial(m.server.lmtp); err != nil {
 				return err
 			}
 		}
-		rcpt := m.user(i % m.users)
+		rcpt := []string{m.user(i % m.users)}
 		msg := m.mail.message(m.tag, i)
-		if !t.do(func() error { return mailers[w].Send(rcpt, msg) }) {
+		if !t.do(func() error { return deliver(mailers[w], rcpt, msg) }) {
 			mailers[w].Close() // its error is counted already
 			mailers[w] = nil
 		}
@@ -149,12 +133,12 @@ func (m *mailLoad) deliver() *sample {
 	return s
 }
 
-func (m *mailLoad) scan(i int, s session, t *timer) error {
+func (m *mailLoad) scan(i int, s *imap.Client, t *timer) error {
 	t.do(func() (err error) {
-		if err = s.Select("INBOX"); err != nil {
+		if err = s.SelectPlain("INBOX"); err != nil {
 			return err
 		}
-		m.uids[i], err = s.List()
+		m.uids[i], err = s.UIDs()
 		return err
 	})
 	want := m.messages / m.users
@@ -167,7 +151,7 @@ func (m *mailLoad) scan(i int, s session, t *timer) error {
 	return nil
 }
 
-func (m *mailLoad) body(i int, s session, t *timer) error {
+func (m *mailLoad) body(i int, s *imap.Client, t *timer) error {
 	for _, uid := range m.uids[i] {
 		t.do(func() error {
 			b, err := s.Body(uid)
@@ -183,55 +167,62 @@ func (m *mailLoad) body(i int, s session, t *timer) error {
 	return nil
 }
 
-func (m *mailLoad) copy(i int, s session, t *timer) error {
+func (m *mailLoad) copy(i int, s *imap.Client, t *timer) error {
 	for _, uid := range m.uids[i][:len(m.uids[i])/4] {
-		t.do(func() error { return s.Do(fmt.Sprintf("UID COPY %d %s", uid, archive)) })
+		t.do(func() error { return s.Copy(number(uid), archive) })
 	}
 	return nil
 }
 
-func (m *mailLoad) move(s session, pass int, t *timer) error {
+func (m *mailLoad) move(s *imap.Client, pass int, t *timer) error {
 	from, to := "INBOX", archive
 	if pass%2 == 1 {
 		from, to = to, from
 	}
-	if err := s.Select(from); err != nil {
+	if err := s.SelectPlain(from); err != nil {
 		return err
 	}
-	all, err := s.List()
+	all, err := s.UIDs()
 	if err != nil {
 		return err
 	}
 	for _, uid := range all[max(0, len(all)-m.messages/m.users/4):] {
-		t.do(func() error { return s.Do(fmt.Sprintf("UID MOVE %d %s", uid, to)) })
+		t.do(func() error { return s.Move(number(uid), to) })
 	}
 	return nil
 }
 
 // expunge empties both mailboxes, message by message.
-func (m *mailLoad) expunge(_ int, s session, t *timer) error {
+func (m *mailLoad) expunge(_ int, s *imap.Client, t *timer) error {
 	for _, box := range []string{"INBOX", archive} {
-		if err := s.Select(box); err != nil {
+		if err := s.SelectPlain(box); err != nil {
 			return err
 		}
-		all, err := s.List()
+		all, err := s.UIDs()
 		if err != nil {
 			return err
 		}
 		for _, uid := range all {
 			t.do(func() error {
-				if err := s.Do(fmt.Sprintf(`UID STORE %d +FLAGS.SILENT (\Deleted)`, uid)); err != nil {
+				if err := s.Store(number(uid), "+FLAGS.SILENT", `\Deleted`); err != nil {
 					return err
 				}
-				return s.Do("EXPUNGE")
+				return s.Expunge()
 			})
 		}
 	}
 	return nil
 }
 
-// emptySet tells the refusal of 1:* in an empty mailbox from others: an IMAP
-// server has no code for it.
-func emptySet(err error) bool {
-	return err != nil && strings.Contains(err.Error(), "nvalid messageset")
+func deliver(c *lmtp.Client, rcpt []string, msg []byte) error {
+	replies, err := c.Deliver("sender@example.org", rcpt, msg)
+	if err != nil {
+		return err
+	}
+	if !replies[0].OK() {
+		return fmt.Errorf("deliver to %s: %s", rcpt[0], replies[0])
+	}
+	return nil
 }
+
+func number(uid uint64) string { return strconv.FormatUint(uid, 10) }

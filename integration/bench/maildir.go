@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -67,7 +68,7 @@ func (m *maildir) run(phase string) *sample {
 }
 
 func (m *maildir) all(fn func(box string, t *timer) error) *sample {
-	return parallel(m.writers, m.writers, func(w, _ int, t *timer) error { return fn(m.mailbox(w), t) })
+	return parallel(m.writers, m.writers, func(_, i int, t *timer) error { return fn(m.mailbox(i), t) })
 }
 
 // deliver publishes a message as Maildir delivery does: written and fsynced in
@@ -129,7 +130,7 @@ func (m *maildir) stat(box string, t *timer) error {
 }
 
 func (m *maildir) read(box string, t *timer) error {
-	buf := make([]byte, 64<<10)
+	buf := make([]byte, len(m.body)+1)
 	for i := range m.each {
 		t.do(func() error {
 			f, err := os.Open(filepath.Join(box, "new", messageName(i)))
@@ -137,19 +138,12 @@ func (m *maildir) read(box string, t *timer) error {
 				return err
 			}
 			defer f.Close()
-			total := 0
-			for {
-				n, err := f.Read(buf)
-				total += n
-				if err == io.EOF {
-					break
-				}
-				if err != nil {
-					return err
-				}
+			n, err := io.ReadFull(f, buf)
+			if err != io.ErrUnexpectedEOF {
+				return fmt.Errorf("%s: read %d bytes, then %w", f.Name(), n, err)
 			}
-			if total != len(m.body) {
-				return fmt.Errorf("%s: read %d bytes", f.Name(), total)
+			if !bytes.Equal(buf[:n], m.body) {
+				return fmt.Errorf("%s: other bytes than were written", f.Name())
 			}
 			return nil
 		})

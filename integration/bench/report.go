@@ -2,9 +2,11 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
+	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -101,12 +103,19 @@ func (t *table) print(w io.Writer) {
 	fmt.Fprintf(w, "\n%s; ratio to %s\n\n", t.load, t.targets[0])
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(tw, "phase\ttarget\top/s\tratio\tof each round\tp50 ms\tp99 ms\tCPU ms/op\tdrain s\terrors\t")
+	var failures []string
 	for _, r := range t.rows() {
 		ratios := strings.Trim(fmt.Sprintf("%.2f", r.Ratios), "[]")
-		fmt.Fprintf(tw, "%s\t%s\t%.0f\t%.3f\t%s\t%.2f\t%.2f\t%.3f\t%.1f\t%d %s\t\n",
-			r.Phase, r.Target, r.Rate, r.Ratio, ratios, r.P50, r.P99, r.CPU, r.Drain, r.Errors, r.Error)
+		fmt.Fprintf(tw, "%s\t%s\t%.0f\t%.3f\t%s\t%.2f\t%.2f\t%.3f\t%.1f\t%d\t\n",
+			r.Phase, r.Target, r.Rate, r.Ratio, ratios, r.P50, r.P99, r.CPU, r.Drain, r.Errors)
+		if r.Errors > 0 {
+			failures = append(failures, fmt.Sprintf("%s, %s: %s", r.Phase, r.Target, r.Error))
+		}
 	}
 	tw.Flush()
+	for _, f := range failures {
+		fmt.Fprintln(w, f)
+	}
 }
 
 // report is the JSON form of a whole run.
@@ -117,7 +126,29 @@ type report struct {
 	Requests []requestCount `json:"fuse_requests"`
 }
 
-func (r *report) write(w io.Writer) error {
-	enc := json.NewEncoder(w)
-	return enc.Encode(r)
+// save writes the report to a file, or as one line to standard output.
+func (r *report) save(file string) (err error) {
+	out := os.Stdout
+	if file != "" {
+		if out, err = os.Create(file); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, out.Close()) }()
+	} else {
+		fmt.Println()
+	}
+	return json.NewEncoder(out).Encode(r)
+}
+
+// failed says whether any operation failed: the loads verify what they read, so
+// that is a fault of slotfs or of the benchmark, never a matter of speed.
+func (r *report) failed() error {
+	n := 0
+	for _, row := range r.Rows {
+		n += row.Errors
+	}
+	if n > 0 {
+		return fmt.Errorf("%d operations failed", n)
+	}
+	return nil
 }
