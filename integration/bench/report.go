@@ -106,7 +106,7 @@ func (t *table) print(w io.Writer) {
 	var failures []string
 	for _, r := range t.rows() {
 		ratios := strings.Trim(fmt.Sprintf("%.2f", r.Ratios), "[]")
-		fmt.Fprintf(tw, "%s\t%s\t%.0f\t%.3f\t%s\t%.2f\t%.2f\t%.3f\t%.1f\t%d\t\n",
+		fmt.Fprintf(tw, "%s\t%s\t%.0f\t%.3f\t%s\t%.3f\t%.3f\t%.3f\t%.1f\t%d\t\n",
 			r.Phase, r.Target, r.Rate, r.Ratio, ratios, r.P50, r.P99, r.CPU, r.Drain, r.Errors)
 		if r.Errors > 0 {
 			failures = append(failures, fmt.Sprintf("%s, %s: %s", r.Phase, r.Target, r.Error))
