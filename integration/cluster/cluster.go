@@ -1,0 +1,282 @@
+// Package cluster runs nodes of slotfs for tests and for the demonstration:
+// the built binary, as separate processes on loopback, with ports, directories
+// and keys of their own, all inside a scratch directory.
+//
+// It knows slotfs only from outside: what the command line prints, what the
+// processes log, and what is mounted.
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"slotfs/integration/scratch"
+)
+
+// Options of a cluster.
+type Options struct {
+	Binary string // default: what Binary finds
+	Store  string // "mail"
+	// Slot and Replication are more lines for these sections of the config.
+	Slot, Replication string
+	// Data says where node i (from 0) has its data directory; it must not
+	// exist yet, its parent must. Default: beside the node's config.
+	Data func(i int) string
+	// Timeout is how long a node may take for anything that is waited for.
+	Timeout time.Duration // a minute
+}
+
+// Cluster is some nodes that hold one store.
+type Cluster struct {
+	Store   string
+	Nodes   []*Node
+	Scratch *scratch.Dir
+
+	bin     string
+	timeout time.Duration
+	options Options
+}
+
+// Binary finds the slotfs under test: $SLOTFS_BIN, or bin/slotfs of the
+// module that the working directory is in.
+func Binary() (string, error) {
+	if bin := os.Getenv("SLOTFS_BIN"); bin != "" {
+		return bin, nil
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for ; ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			break
+		}
+		if dir == "/" {
+			return "", errors.New("not inside the module: set SLOTFS_BIN")
+		}
+	}
+	bin := filepath.Join(dir, "bin", "slotfs")
+	if _, err := os.Stat(bin); err != nil {
+		return "", fmt.Errorf("no binary to test: run make, or set SLOTFS_BIN: %w", err)
+	}
+	return bin, nil
+}
+
+// New makes the configuration of some nodes; none is started.
+func New(d *scratch.Dir, nodes int, o Options) (*Cluster, error) {
+	if o.Binary == "" {
+		bin, err := Binary()
+		if err != nil {
+			return nil, err
+		}
+		o.Binary = bin
+	}
+	if o.Store == "" {
+		o.Store = "mail"
+	}
+	if o.Timeout == 0 {
+		o.Timeout = time.Minute
+	}
+	c := &Cluster{Store: o.Store, Scratch: d, bin: o.Binary, timeout: o.Timeout, options: o}
+	for range nodes {
+		if _, err := c.Add(fmt.Sprintf("n%d", len(c.Nodes)+1)); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// Add makes one more node. It joins through all nodes before it.
+func (c *Cluster) Add(name string) (*Node, error) {
+	n := &Node{Name: name, cluster: c, Dir: filepath.Join(c.Scratch.Path, name)}
+	for i := 2; ; i++ { // two nodes may have one name: that is a test
+		if _, err := os.Lstat(n.Dir); errors.Is(err, os.ErrNotExist) {
+			break
+		}
+		n.Dir = filepath.Join(c.Scratch.Path, fmt.Sprintf("%s.%d", name, i))
+	}
+	n.Data = filepath.Join(n.Dir, "data")
+	if c.options.Data != nil {
+		n.Data = c.options.Data(len(c.Nodes))
+	}
+	n.Config = filepath.Join(n.Dir, "slotfs.toml")
+	n.Mount = filepath.Join(n.Dir, "mount")
+	n.socket = filepath.Join(n.Dir, "s")
+	n.log = filepath.Join(n.Dir, "log")
+	ports, err := freePorts(2)
+	if err != nil {
+		return nil, err
+	}
+	n.Gossip, n.Repl = ports[0], ports[1]
+	if err := n.init(); err != nil {
+		return nil, err
+	}
+	c.Nodes = append(c.Nodes, n)
+	return n, nil
+}
+
+// init has slotfs make keys and config, then adds what the options say.
+func (n *Node) init() error {
+	c := n.cluster
+	args := []string{"init", n.Dir, "--node", n.Name, "--store", c.Store, "--data", n.Data, "--mount", n.Mount,
+		"--gossip", n.Gossip, "--listen", n.Repl, "--socket", n.socket}
+	if len(c.Nodes) > 0 {
+		args = append(args, "--cluster", filepath.Join(c.Nodes[0].Dir, "cluster"))
+	}
+	for _, other := range c.Nodes {
+		args = append(args, "--join", other.Gossip)
+	}
+	if out, err := exec.Command(c.bin, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("slotfs %s: %w: %s", strings.Join(args, " "), err, out)
+	}
+	if err := os.MkdirAll(n.Mount, 0o755); err != nil {
+		return err
+	}
+	if c.options.Replication != "" {
+		if err := n.Edit("[replication]\n", "[replication]\n"+c.options.Replication+"\n"); err != nil {
+			return err
+		}
+	}
+	if c.options.Slot != "" {
+		return n.Edit("[[slot]]\n", "[[slot]]\n"+c.options.Slot+"\n")
+	}
+	return nil
+}
+
+// Start starts all nodes.
+func (c *Cluster) Start() error {
+	for _, n := range c.Nodes {
+		if err := n.Start(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// StartPair starts all nodes, makes the first the primary and waits until all
+// the others are in its in-sync set.
+func (c *Cluster) StartPair() error {
+	if err := c.Start(); err != nil {
+		return err
+	}
+	if err := c.Nodes[0].Promote(); err != nil {
+		return err
+	}
+	return c.WaitInSync()
+}
+
+// Stop stops all nodes that run, replicas first, so that no primary sees one
+// disappear and reports it.
+func (c *Cluster) Stop() error {
+	var errs []error
+	primary := c.primary()
+	for _, n := range c.Nodes {
+		if n != primary {
+			errs = append(errs, n.Stop())
+		}
+	}
+	if primary != nil {
+		errs = append(errs, primary.Stop())
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Cluster) primary() *Node {
+	for _, n := range c.Nodes {
+		if n.Running() {
+			if s, err := n.Slot(); err == nil && s.Repl.Role == "primary" {
+				return n
+			}
+		}
+	}
+	return nil
+}
+
+// Wait polls until cond returns no error. There is no event that covers the
+// state of several processes.
+func (c *Cluster) Wait(what string, cond func() error) error {
+	var last error
+	for end := time.Now().Add(c.timeout); time.Now().Before(end); time.Sleep(15 * time.Millisecond) {
+		if last = cond(); last == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("waited %v for %s: %w", c.timeout, what, last)
+}
+
+// WaitInSync waits until there is a primary, mounted, and every running node
+// is in its in-sync set.
+func (c *Cluster) WaitInSync() error {
+	return c.Wait("all nodes to be in sync", func() error {
+		p := c.primary()
+		if p == nil {
+			return errors.New("there is no primary")
+		}
+		s, err := p.Slot()
+		if err != nil {
+			return err
+		}
+		if !s.Mounted {
+			return fmt.Errorf("%s is not mounted", p.Name)
+		}
+		for _, n := range c.Nodes {
+			if !n.Running() {
+				continue
+			}
+			t, err := n.Slot()
+			if err != nil {
+				return err
+			}
+			if !s.Repl.member(t.Repl.Slot) || t.Repl.Epoch != s.Repl.Epoch {
+				return fmt.Errorf("%s is not in the in-sync set of %s: %s", n.Name, p.Name, t.Repl.why())
+			}
+		}
+		return nil
+	})
+}
+
+// WaitEqual waits until all running nodes have applied the same entry and
+// have the same digest, and returns it.
+func (c *Cluster) WaitEqual() (digest string, err error) {
+	err = c.Wait("equal digests", func() error {
+		var first *Digest
+		for _, n := range c.Nodes {
+			if !n.Running() {
+				continue
+			}
+			d, err := n.Digest("")
+			if err != nil {
+				return err
+			}
+			if first == nil {
+				first = &d
+			}
+			if d.Seq != first.Seq || d.Digest != first.Digest {
+				return fmt.Errorf("%s has %s at %d, another %s at %d", n.Name, d.Digest, d.Seq, first.Digest, first.Seq)
+			}
+			digest = d.Digest
+		}
+		return nil
+	})
+	return digest, err
+}
+
+// Problems collects those of all nodes.
+func (c *Cluster) Problems(expected ...string) ([]string, error) {
+	var found []string
+	for _, n := range c.Nodes {
+		p, err := n.Problems(expected...)
+		if err != nil {
+			return nil, err
+		}
+		for _, line := range p {
+			found = append(found, n.Name+": "+line)
+		}
+	}
+	return found, nil
+}

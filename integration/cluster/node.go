@@ -1,0 +1,353 @@
+package cluster
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"slotfs/integration/scratch"
+)
+
+// Node is one slotfs process.
+type Node struct {
+	Name                string
+	Dir                 string // config, keys, log, socket
+	Config, Data, Mount string
+	Gossip, Repl        string // addresses
+	Env                 []string
+
+	cluster     *Cluster
+	socket, log string
+	cmd         *exec.Cmd
+	done        chan struct{} // closed when the process has ended
+	exit        error
+}
+
+// ExitError says that a command of slotfs failed.
+type ExitError struct {
+	Args   string
+	Code   int
+	Output string // the end of standard error
+}
+
+func (e *ExitError) Error() string {
+	return fmt.Sprintf("slotfs %s: exit code %d: %s", e.Args, e.Code, strings.TrimSpace(e.Output))
+}
+
+// Tree is the directory that the mount shows.
+func (n *Node) Tree() string { return filepath.Join(n.Data, "tree") }
+
+// Pid of the process; 0 if it does not run.
+func (n *Node) Pid() int {
+	if !n.Running() {
+		return 0
+	}
+	return n.cmd.Process.Pid
+}
+
+// Running reports whether the process lives.
+func (n *Node) Running() bool {
+	if n.cmd == nil {
+		return false
+	}
+	select {
+	case <-n.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// Edit replaces a text of the config that must be there once.
+func (n *Node) Edit(old, new string) error {
+	text, err := os.ReadFile(n.Config)
+	if err != nil {
+		return err
+	}
+	if strings.Count(string(text), old) != 1 {
+		return fmt.Errorf("%s has %q %d times", n.Config, old, strings.Count(string(text), old))
+	}
+	return os.WriteFile(n.Config, []byte(strings.Replace(string(text), old, new, 1)), 0o600)
+}
+
+// Start starts the process and waits until it says, as to systemd, that it is
+// ready. If it ends instead, the error is an *ExitError.
+func (n *Node) Start() error {
+	if n.Running() {
+		return fmt.Errorf("%s runs already", n.Name)
+	}
+	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(n.Dir, "n"), Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	defer notify.Close()
+	defer os.Remove(filepath.Join(n.Dir, "n"))
+	log, err := os.OpenFile(n.log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	var tail bytes.Buffer
+	n.cmd = exec.Command(n.cluster.bin, "serve", "--config", n.Config)
+	n.cmd.Dir = n.Dir
+	n.cmd.Env = append(append(os.Environ(), "NOTIFY_SOCKET="+filepath.Join(n.Dir, "n")), n.Env...)
+	n.cmd.Stdout, n.cmd.Stderr = log, log
+	from, err := log.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	if err := n.cluster.Scratch.Start(n.cmd); err != nil {
+		return err
+	}
+	n.done = make(chan struct{})
+	go func(cmd *exec.Cmd, done chan struct{}) {
+		n.exit = cmd.Wait()
+		close(done)
+	}(n.cmd, n.done)
+	ready := make(chan error, 1)
+	go func() { ready <- awaitReady(notify) }()
+	select {
+	case err = <-ready:
+	case <-n.done:
+		f, err := os.Open(n.log)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		io.Copy(&tail, io.NewSectionReader(f, from, 1<<20))
+		return &ExitError{"serve", n.cmd.ProcessState.ExitCode(), tail.String()}
+	case <-time.After(n.cluster.timeout):
+		err = fmt.Errorf("%s is not ready after %v", n.Name, n.cluster.timeout)
+	}
+	return err
+}
+
+func awaitReady(notify *net.UnixConn) error {
+	buf := make([]byte, 4096)
+	for {
+		k, err := notify.Read(buf)
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(buf[:k])) {
+			if strings.TrimSpace(line) == "READY=1" {
+				return nil
+			}
+		}
+	}
+}
+
+// Stop ends the process with SIGTERM and waits; it must then have unmounted
+// and exit with 0.
+func (n *Node) Stop() error {
+	if !n.Running() {
+		return nil
+	}
+	n.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-n.done:
+	case <-time.After(n.cluster.timeout):
+		// Where it hangs is what one wants to know.
+		n.cmd.Process.Signal(syscall.SIGQUIT)
+		select {
+		case <-n.done:
+		case <-time.After(5 * time.Second):
+		}
+		return errors.Join(fmt.Errorf("%s does not end on SIGTERM", n.Name), n.Kill())
+	}
+	if n.exit != nil {
+		return fmt.Errorf("%s: %w", n.Name, n.exit)
+	}
+	return nil
+}
+
+// Signal sends a signal and does not wait.
+func (n *Node) Signal(sig syscall.Signal) error {
+	if !n.Running() {
+		return fmt.Errorf("%s does not run", n.Name)
+	}
+	return n.cmd.Process.Signal(sig)
+}
+
+// Kill ends the process and what it has started with SIGKILL. The mount stays
+// behind, as after a crash.
+func (n *Node) Kill() error {
+	if n.cmd == nil {
+		return nil
+	}
+	err := n.cluster.Scratch.Kill(n.cmd.Process.Pid)
+	<-n.done
+	return err
+}
+
+// Run runs a command of slotfs against this node and returns its standard
+// output. The error is an *ExitError.
+func (n *Node) Run(args ...string) (string, error) {
+	cmd := exec.Command(n.cluster.bin, append(args, "--config", n.Config)...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		return out.String(), &ExitError{strings.Join(args, " "), cmd.ProcessState.ExitCode(), errs.String()}
+	}
+	return out.String(), nil
+}
+
+func (n *Node) runJSON(v any, args ...string) error {
+	out, err := n.Run(append(args, "--json")...)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal([]byte(out), v); err != nil {
+		return fmt.Errorf("slotfs %s: %w: %.200s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+// Promote makes this node the primary and waits for the mount.
+func (n *Node) Promote(flags ...string) error {
+	if _, err := n.Run(append([]string{"promote", n.cluster.Store}, flags...)...); err != nil {
+		return err
+	}
+	return n.WaitMounted()
+}
+
+// WaitMounted waits until the node is primary and mounted.
+func (n *Node) WaitMounted() error {
+	return n.cluster.Wait(n.Name+" to be primary and mounted", func() error {
+		s, err := n.Slot()
+		if err != nil {
+			return err
+		}
+		if s.Repl.Role != "primary" || !s.Mounted {
+			return fmt.Errorf("it is %s, mounted: %t; %s", s.Repl.Role, s.Mounted, s.Repl.why())
+		}
+		return nil
+	})
+}
+
+// Demote makes the primary a replica.
+func (n *Node) Demote() error {
+	_, err := n.Run("demote", n.cluster.Store)
+	return err
+}
+
+// Check runs a full check, bytes included.
+func (n *Node) Check() error {
+	_, err := n.Run("check", n.cluster.Store, "--content")
+	return err
+}
+
+// Metrics are the lines of the metrics, without comments.
+func (n *Node) Metrics() (map[string]float64, error) {
+	client := http.Client{Transport: &http.Transport{Dial: func(_, _ string) (net.Conn, error) { return net.Dial("unix", n.socket) }}}
+	defer client.CloseIdleConnections()
+	resp, err := client.Get("http://slotfs/metrics")
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	found := map[string]float64{}
+	lines := bufio.NewScanner(resp.Body)
+	for lines.Scan() {
+		i := strings.LastIndexByte(lines.Text(), ' ')
+		if i < 0 || strings.HasPrefix(lines.Text(), "#") {
+			continue
+		}
+		v, err := strconv.ParseFloat(lines.Text()[i+1:], 64)
+		if err != nil {
+			return nil, fmt.Errorf("metric %q: %w", lines.Text(), err)
+		}
+		found[lines.Text()[:i]] = v
+	}
+	return found, lines.Err()
+}
+
+// Log is all that the processes of this node have logged.
+func (n *Node) Log() (string, error) {
+	text, err := os.ReadFile(n.log)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	return string(text), err
+}
+
+// Problems are the lines of the log that report a warning, an error, a panic
+// or a data race, except those that contain one of the expected texts.
+func (n *Node) Problems(expected ...string) ([]string, error) {
+	text, err := n.Log()
+	if err != nil {
+		return nil, err
+	}
+	var found []string
+scan:
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		bad := strings.Contains(line, "DATA RACE") || strings.HasPrefix(line, "panic:") || strings.HasPrefix(line, "fatal error:") ||
+			strings.Contains(line, "level=WARN") || strings.Contains(line, "level=ERROR")
+		if !bad {
+			continue
+		}
+		for _, e := range expected {
+			if strings.Contains(line, e) {
+				continue scan
+			}
+		}
+		found = append(found, line)
+	}
+	return found, nil
+}
+
+// Empty removes the data directory, as a new disk would, and has slotfs make
+// a new one. The node must not run.
+func (n *Node) Empty() error {
+	if err := os.RemoveAll(n.Data); err != nil {
+		return err
+	}
+	_, err := n.Run("create", n.cluster.Store)
+	return err
+}
+
+// Clear removes a mount that a killed process has left behind, and makes the
+// bare mount point writable again.
+func (n *Node) Clear() error {
+	for syscall.Unmount(n.Mount, syscall.MNT_DETACH) == nil {
+	}
+	return scratch.Mutable(n.Mount)
+}
+
+// freePorts finds ports that are free for TCP and UDP. They are below those
+// that the kernel gives to outgoing connections, so that a node which is down
+// does not find its port taken when it comes back.
+func freePorts(count int) ([]string, error) {
+	var found []string
+	for range 1000 {
+		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(10000+rand.IntN(20000)))
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			continue
+		}
+		defer l.Close() // held until all are found: no port twice
+		p, err := net.ListenPacket("udp", addr)
+		if err != nil {
+			continue
+		}
+		p.Close()
+		if found = append(found, addr); len(found) == count {
+			return found, nil
+		}
+	}
+	return nil, errors.New("no free ports")
+}

@@ -1,0 +1,119 @@
+package cluster
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Status is what "slotfs status --json" prints, as far as tests look.
+type Status struct {
+	Node  string
+	PID   int
+	Nodes []struct {
+		Name  string
+		Alive bool
+		Self  bool
+	}
+	Slots    []Slot
+	Problems []struct{ Text string }
+	Warnings []string
+}
+
+// Slot is a slot of the node that was asked.
+type Slot struct {
+	Store    string
+	Mounted  bool
+	Messages uint64
+	Bytes    uint64
+	Repl     Repl `json:"replication"`
+	Findings []struct {
+		Time             time.Time
+		Kind, Path, Text string
+	}
+	Error string
+}
+
+// Repl is its replication.
+type Repl struct {
+	Role               string
+	Slot               string
+	Epoch              uint64
+	Members            []string
+	InSync             bool `json:"in_sync"`
+	Pos                struct{ Epoch, Seq, Chain uint64 }
+	Committed, Applied uint64
+	Doing              string
+	Diverged, Faulted  string
+	LastError          string `json:"last_error"`
+	Peers              []Peer
+	Resync             *Resync
+	Events             []struct{ Text string }
+}
+
+// Peer is what a slot knows of another of its store.
+type Peer struct {
+	Node       string
+	Connected  bool
+	InSync     bool   `json:"in_sync"`
+	LagEntries uint64 `json:"lag_entries"`
+	LastError  string `json:"last_error"`
+}
+
+// Resync is how far one is.
+type Resync struct {
+	From                     string
+	Dirs, Same, Files, Bytes uint64
+}
+
+func (r *Repl) member(slot string) bool { return slices.Contains(r.Members, slot) }
+
+// why says what a slot says of itself.
+func (r *Repl) why() string {
+	var peers []string
+	for _, p := range r.Peers {
+		peers = append(peers, fmt.Sprintf("%s connected=%t error=%q", p.Node, p.Connected, p.LastError))
+	}
+	return fmt.Sprintf("%s epoch %d seq %d doing=%q diverged=%q faulted=%q error=%q peers=[%s]",
+		r.Role, r.Epoch, r.Pos.Seq, r.Doing, r.Diverged, r.Faulted, r.LastError, strings.Join(peers, ", "))
+}
+
+// Status asks the node.
+func (n *Node) Status() (Status, error) {
+	var s Status
+	err := n.runJSON(&s, "status")
+	return s, err
+}
+
+// Slot asks the node about the cluster's store.
+func (n *Node) Slot() (Slot, error) {
+	s, err := n.Status()
+	if err != nil {
+		return Slot{}, err
+	}
+	for _, slot := range s.Slots {
+		if slot.Store == n.cluster.Store {
+			return slot, nil
+		}
+	}
+	return Slot{}, fmt.Errorf("%s has no slot of %s", n.Name, n.cluster.Store)
+}
+
+// Digest is what "slotfs digest --json" prints.
+type Digest struct {
+	Seq          uint64
+	Digest       string
+	Files, Bytes uint64
+}
+
+// Digest asks the node for the digest of its slot, or of a directory in it.
+func (n *Node) Digest(path string) (Digest, error) {
+	args := []string{"digest", n.cluster.Store}
+	if path != "" {
+		args = append(args, path)
+	}
+	var d Digest
+	err := n.runJSON(&d, args...)
+	return d, err
+}
