@@ -121,7 +121,7 @@ func run(ctx context.Context, o *options) (err error) {
 		return err
 	}
 	fmt.Println(rep.Machine)
-	b, err := newBench(ctx, o, dir)
+	b, err := newBench(o, dir)
 	if err != nil {
 		return err
 	}

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"slices"
 	"strings"
 	"text/tabwriter"
+
+	"slotfs/integration/cluster"
 )
 
 // The FUSE requests of an operation do not depend on the machine, so they say
@@ -82,6 +85,28 @@ func countRequests(m *mailLoad, read func() (map[string]float64, error)) ([]requ
 		}
 		c.Per = round(c.Per)
 		counts = append(counts, c)
+	}
+	return counts, nil
+}
+
+// fuseRequests reads a node's counters of FUSE requests, by opcode.
+func fuseRequests(n *cluster.Node) (map[string]float64, error) {
+	all, err := n.Metrics()
+	if err != nil {
+		return nil, err
+	}
+	counts := map[string]float64{}
+	for name, v := range all {
+		labels, ok := strings.CutPrefix(name, "slotfs_fuse_requests_total{")
+		if !ok {
+			continue
+		}
+		_, op, _ := strings.Cut(labels, `op="`)
+		op, _, _ = strings.Cut(op, `"`)
+		counts[op] += v
+	}
+	if len(counts) == 0 {
+		return nil, errors.New("no metric slotfs_fuse_requests_total")
 	}
 	return counts, nil
 }

@@ -7,8 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
+	"slotfs/integration/cluster"
 	"slotfs/integration/dovecot"
 	"slotfs/integration/scratch"
 )
@@ -27,15 +29,17 @@ var targetNames = []string{bare, slot, pair}
 type target struct {
 	name  string
 	dir   string
-	nodes []*node // none for the bare directory, the primary first
+	nodes *cluster.Cluster // nil for the bare directory; its first node is the primary
 	imap  *dovecot.Server
 }
 
 // pids are the processes whose CPU time the target costs.
 func (t *target) pids() []int {
 	var pids []int
-	for _, n := range t.nodes {
-		pids = append(pids, n.pid())
+	if t.nodes != nil {
+		for _, n := range t.nodes.Nodes {
+			pids = append(pids, n.Pid())
+		}
 	}
 	if t.imap != nil {
 		pids = append(pids, t.imap.Pid)
@@ -62,17 +66,18 @@ func (t *target) measure(phase func() *sample) *sample {
 type bench struct {
 	*options
 	scratch *scratch.Dir
+	inner   []*scratch.Dir // in scratch, of each store
 	targets []*target
 	mail    *generator
 }
 
-func newBench(ctx context.Context, o *options, dir *scratch.Dir) (*bench, error) {
+func newBench(o *options, dir *scratch.Dir) (*bench, error) {
 	b := &bench{options: o, scratch: dir, mail: newGenerator(o.seed)}
 	for _, name := range targetNames {
 		if !slices.Contains(o.targets, name) {
 			continue
 		}
-		t, err := b.start(ctx, name)
+		t, err := b.start(name)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("start %s: %w", name, err), b.close())
 		}
@@ -81,17 +86,35 @@ func newBench(ctx context.Context, o *options, dir *scratch.Dir) (*bench, error)
 	return b, nil
 }
 
-func (b *bench) start(ctx context.Context, name string) (*target, error) {
+func (b *bench) start(name string) (*target, error) {
 	t := &target{name: name}
 	if name == bare {
 		t.dir = filepath.Join(b.scratch.Path, "bare")
 		return t, os.Mkdir(t.dir, 0o755)
 	}
-	nodes, err := startNodes(ctx, b.scratch, b.bin, name)
+	count := 1
+	if name == pair {
+		count = 2
+	}
+	// Each store has a scratch directory of its own, so that node names may be
+	// the same.
+	sub := filepath.Join(b.scratch.Path, strings.ReplaceAll(name, " ", "-"))
+	if err := os.Mkdir(sub, 0o755); err != nil {
+		return nil, err
+	}
+	d, err := scratch.Use(sub)
 	if err != nil {
 		return nil, err
 	}
-	t.nodes, t.dir = nodes, nodes[0].mount()
+	b.inner = append(b.inner, d)
+	c, err := cluster.New(d, count, cluster.Options{Binary: b.bin})
+	if err != nil {
+		return nil, err
+	}
+	if err := c.StartPair(); err != nil {
+		return nil, err
+	}
+	t.nodes, t.dir = c, c.Nodes[0].Mount
 	return t, nil
 }
 
@@ -106,9 +129,12 @@ func (b *bench) close() error {
 				errs = append(errs, fmt.Errorf("%s: dovecot: %s", t.name, p))
 			}
 		}
-		for _, n := range t.nodes {
-			errs = append(errs, n.stop())
+		if t.nodes != nil {
+			errs = append(errs, t.nodes.Stop())
 		}
+	}
+	for _, d := range b.inner {
+		errs = append(errs, d.Remove())
 	}
 	return errors.Join(errs...)
 }
@@ -217,7 +243,7 @@ func (b *bench) dovecots(ctx context.Context) (*table, error) {
 // requests counts FUSE requests on the pair, or on the one slot.
 func (b *bench) requests() ([]requestCount, error) {
 	for _, x := range slices.Backward(b.targets) {
-		if len(x.nodes) == 0 {
+		if x.nodes == nil {
 			continue
 		}
 		s, err := b.serve(x)
@@ -225,7 +251,7 @@ func (b *bench) requests() ([]requestCount, error) {
 			return nil, fmt.Errorf("%s: %w", x.name, err)
 		}
 		m := *b.mail
-		return countRequests(&mailLoad{server: s, tag: "q", mail: &m}, x.nodes[0].requests)
+		return countRequests(&mailLoad{server: s, tag: "q", mail: &m}, func() (map[string]float64, error) { return fuseRequests(x.nodes.Nodes[0]) })
 	}
 	return nil, nil
 }
