@@ -1,0 +1,296 @@
+package oplog
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"slotfs/meta/op"
+)
+
+// Open opens the log in dir, which it makes if it does not exist. The log
+// follows until Lead. Entries that a crash left in doubt are durable when Open
+// returns; a torn tail has been cut. The error is a *DamageError if entries
+// that had been durable are not readable.
+//
+// Open reads the whole log. The caller sees to it that nobody else has it
+// open.
+func Open(dir string, o Options) (*Log, error) {
+	if o.SegmentSize == 0 {
+		o.SegmentSize = DefaultSegmentSize
+	}
+	if o.MaxUncommitted == 0 {
+		o.MaxUncommitted = DefaultMaxUncommitted
+	}
+	if o.FlushDelay == 0 {
+		o.FlushDelay = DefaultFlushDelay
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.fs == nil {
+		o.fs = osFS{}
+	}
+	o.SegmentSize = roundUp(o.SegmentSize)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	l := &Log{
+		Appended: new(Mark), Durable: new(Mark), Received: new(Mark), Committed: new(Mark), Applied: new(Mark),
+		Wanted: new(Mark), Awaited: new(Mark),
+		dir: dir, o: o, log: o.Logger, fs: o.fs, start: time.Now(),
+		closed: make(chan struct{}),
+		kick:   make(chan struct{}, 1),
+		prep:   make(chan struct{}, 1),
+		token:  make(chan struct{}, 1),
+	}
+	if err := l.open(); err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	l.timer = time.AfterFunc(time.Hour, l.delayed)
+	l.timer.Stop()
+	l.wg.Add(2)
+	go l.flushLoop()
+	go l.prepareLoop()
+	signal(l.prep)
+	return l, nil
+}
+
+func (l *Log) open() error {
+	var err error
+	if l.sealed, err = readSeal(l.dir); err != nil {
+		return err
+	}
+	if err := l.sweep(); err != nil {
+		return err
+	}
+	ld, err := load(l.fs, l.dir, true)
+	if err != nil {
+		return err
+	}
+	if err := l.adopt(ld); err != nil {
+		ld.close()
+		if s := l.spare; s != nil {
+			s.f.Close()
+		}
+		return err
+	}
+	return nil
+}
+
+// sweep removes what an earlier process left half done or kept for this start.
+func (l *Log) sweep() error {
+	names, err := l.fs.List(l.dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if strings.HasSuffix(name, ".tmp") || strings.HasSuffix(name, ".torn") || strings.HasSuffix(name, ".pool") {
+			l.remove(filepath.Join(l.dir, name))
+		}
+	}
+	return nil
+}
+
+// adopt makes what was loaded the state of the log. Everything that may be in
+// the page cache only goes into a new segment first: after a failed fsync the
+// kernel calls pages clean that never reached the disk, so that another fsync
+// of the old file would prove nothing.
+func (l *Log) adopt(ld *loaded) error {
+	if ld.torn != nil {
+		l.keepTorn(ld)
+	}
+	base := op.Pos{}
+	baseTime := ld.lastTime
+	var tail []*op.Entry
+	if len(ld.live) > 0 {
+		newest := ld.live[len(ld.live)-1]
+		if ld.durable < newest.base.Seq {
+			return fmt.Errorf("%s: durable mark %d before its start: %w", newest.path, ld.durable, op.ErrCorrupt)
+		}
+		var err error
+		if base, err = newest.posAt(ld.durable); err != nil {
+			return err
+		}
+		err = newest.walk(newest.placeOf(base.Seq+1), base.Seq+1, ld.last.Seq, func(e *op.Entry, _ int64) bool {
+			tail = append(tail, e)
+			return true
+		})
+		if err != nil {
+			return err
+		}
+		if len(tail) > 0 {
+			baseTime = 0 // the tail has later ones
+		}
+	}
+	for _, s := range ld.unused {
+		s.f.Close()
+		l.pool = append(l.pool, poolFile{s.path, s.size})
+	}
+	ld.unused = nil
+	h := batchHeader{restart: true, durable: base.Seq, committed: min(ld.committed, base.Seq), base: base, time: baseTime}
+	l.nextSeg = ld.maxNum + 1
+	s, err := l.startSegment(&h, tail)
+	if err != nil {
+		return err
+	}
+	l.spare = s // so that open closes it on failure
+	segs, dead := retain(ld.live, base.Seq)
+	for _, d := range append(ld.dead, dead...) {
+		d.f.Close()
+		l.remove(d.path)
+	}
+	ld.dead = nil
+	if n := len(segs); n > 0 {
+		if err := shrink(segs[n-1]); err != nil {
+			l.log.Warn("cannot shrink a segment", "path", segs[n-1].path, "err", err)
+		}
+	}
+	for _, p := range l.pool {
+		l.remove(p.path)
+	}
+	l.pool = nil
+	l.spare = nil
+	l.segs = append(segs, s)
+	l.last, l.lastTime = ld.last, ld.lastTime
+	l.written, l.writtenEpoch, l.writtenTime = ld.last.Seq, ld.last.Epoch, ld.lastTime
+	l.wanted = l.written
+	l.epochs = ld.epochs
+	l.recovered = ld.committed
+	l.told = ld.committed
+	for _, m := range []*Mark{l.Appended, l.Durable} {
+		m.advance(l.last.Seq)
+	}
+	l.Committed.advance(l.recovered)
+	l.Received.advance(l.recovered)
+	return nil
+}
+
+// startSegment makes a segment whose first batch, durable on return, replaces
+// everything that earlier segments hold after h.base.
+func (l *Log) startSegment(h *batchHeader, tail []*op.Entry) (*segment, error) {
+	h.first, h.count, h.chain = h.base.Seq+1, uint32(len(tail)), h.base.Chain
+	for _, e := range tail {
+		h.bytes += uint32(len(e.Raw))
+		h.chain = e.After
+	}
+	l.mu.Lock()
+	num := l.nextSeg
+	l.nextSeg++
+	l.mu.Unlock()
+	s, err := l.makeSegment(num, max(min(firstSegment, l.o.SegmentSize), page+h.extent()))
+	if err != nil {
+		return nil, err
+	}
+	_, err = s.f.WriteAt(assemble(nil, h, tail, s), s.end)
+	if err == nil {
+		err = s.f.Sync()
+	}
+	if err != nil {
+		s.f.Close()
+		return nil, fmt.Errorf("start segment: %w", err)
+	}
+	s.note(h, s.end)
+	return s, nil
+}
+
+// retain splits segments into those that hold entries up to last, cut down to
+// that, and those that don't.
+func retain(segs []*segment, last uint64) (keep, dead []*segment) {
+	for _, s := range segs {
+		if s.first() > last {
+			dead = append(dead, s)
+			continue
+		}
+		s.last = min(s.last, last)
+		keep = append(keep, s)
+	}
+	return keep, dead
+}
+
+// shrink gives the unused rest of a segment back.
+func shrink(s *segment) error {
+	if s.size <= s.end {
+		return nil
+	}
+	if err := s.f.Truncate(s.end); err != nil {
+		return err
+	}
+	s.size = s.end
+	return nil
+}
+
+// keepTorn keeps a copy of a torn batch until the next start, for people.
+func (l *Log) keepTorn(ld *loaded) {
+	b := make([]byte, min(ld.tornLen, ld.torn.size-ld.tornAt))
+	n, err := ld.torn.f.ReadAt(b, ld.tornAt)
+	if err == nil || errors.Is(err, io.EOF) {
+		path := filepath.Join(l.dir, fmt.Sprintf("%016x-%d.torn", ld.torn.num, ld.tornAt))
+		err = replace(l.fs, path, b[:n])
+	}
+	l.log.Warn("cut a torn tail off the log", "path", ld.torn.path, "offset", ld.tornAt, "bytes", n, "after", ld.last, "err", err)
+}
+
+// Close makes the log durable and ends it.
+func (l *Log) Close() error {
+	l.mu.Lock()
+	if errors.Is(l.err, ErrClosed) {
+		l.mu.Unlock()
+		return nil
+	}
+	l.closing = true
+	l.leads.Store(false)
+	l.leading = false
+	l.wantLocked(l.last.Seq)
+	l.mu.Unlock()
+
+	l.token <- struct{}{}
+	for !l.flushBatch(true) {
+	}
+	err := l.closeToken()
+	<-l.token
+	close(l.closed)
+	l.wg.Wait()
+	l.timer.Stop()
+
+	l.segMu.Lock()
+	defer l.segMu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.segs {
+		err = errors.Join(err, s.f.Close())
+	}
+	if l.spare != nil {
+		err = errors.Join(err, l.spare.f.Close())
+	}
+	return err
+}
+
+// closeToken writes a last, empty batch, which says that everything before it
+// is durable, and stops the log. Needs the token.
+func (l *Log) closeToken() error {
+	l.mu.Lock()
+	h := batchHeader{
+		first: l.last.Seq + 1, durable: l.written, committed: l.Committed.Get(),
+		base: l.last, chain: l.last.Chain, time: l.lastTime,
+	}
+	err := l.err
+	if err == nil && l.written != l.last.Seq {
+		err = l.prepErr
+	}
+	fits := l.active().end+h.extent() <= l.active().size
+	l.mu.Unlock()
+	if err == nil && fits {
+		err = l.write(&h, nil)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.err = errors.Join(ErrClosed, l.err)
+	l.stopLocked()
+	return err
+}
