@@ -1,0 +1,274 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"slotfs/meta"
+	"slotfs/meta/op"
+)
+
+// Why a mount point is refused; found inside a *MountError.
+var (
+	ErrMounted  = errors.New("something is mounted there")
+	ErrNotEmpty = errors.New("mount point is not empty")
+	ErrNotDir   = errors.New("mount point is not a directory")
+)
+
+// MountError says why a mount point was refused, and what to do about it.
+type MountError struct {
+	Dir    string
+	Reason error // one of the errors above, or the system's
+	Detail string
+	Remedy string
+}
+
+func (e *MountError) Error() string {
+	s := fmt.Sprintf("mount point %s: %v", e.Dir, e.Reason)
+	if e.Detail != "" {
+		s += " (" + e.Detail + ")"
+	}
+	if e.Remedy != "" {
+		s += ": " + e.Remedy
+	}
+	return s
+}
+
+// Unwrap gives the reason to errors.Is.
+func (e *MountError) Unwrap() error { return e.Reason }
+
+// Mount mounts s, which is started and leads, at dir, and returns once it can
+// be used. What a killed process left mounted there is removed first.
+func Mount(dir string, s *meta.Slot, o Options) (*FS, error) {
+	o = o.withDefaults()
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("mount point %s: %w", dir, err)
+	}
+	if err := clearMountPoint(dir, o.Logger); err != nil {
+		return nil, err
+	}
+	f := &FS{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(),
+		slot:          s, oplog: s.Log, layout: s.Layout, opt: o,
+		log:   o.Logger.With(keyMount, dir),
+		mount: dir,
+		spill: spill{dir: filepath.Join(s.Dir(), "volatile"), perFile: o.MemoryPerFile, all: o.MemoryTotal},
+		nodes: make(map[uint64]*node), byID: make(map[op.ID]*node),
+		loading: make(map[op.ID]chan struct{}), lastNode: rootNode,
+		dirTimes: make(map[op.ID]int64), dirty: make(map[op.ID]quiet),
+		virt: map[uint64]*virtual{virtualBase: {isDir: true, time: now()}},
+	}
+	f.ctx, f.cancel = context.WithCancelCause(context.Background())
+	if err := f.prepare(); err != nil {
+		f.cancel(errUnmounting)
+		return nil, err
+	}
+	if o.ProtectMountPoint {
+		protect(dir, f.log)
+	}
+	if f.server, err = fuse.NewServer(f, dir, f.mountOptions()); err != nil {
+		f.cancel(errUnmounting)
+		return nil, &MountError{Dir: dir, Reason: err, Remedy: "is the fuse module loaded, and is this root or fusermount3 installed?"}
+	}
+	s.Keep(f.keeps)
+	f.wg.Add(2)
+	go f.follow()
+	go f.seal()
+	go f.server.Serve()
+	if err := f.server.WaitMount(); err != nil {
+		f.detachMount()
+		return nil, fmt.Errorf("mount %s: %w", dir, err)
+	}
+	return f, nil
+}
+
+// prepare makes what must be there before the first request.
+func (f *FS) prepare() error {
+	// Modes are what callers say; the daemon's own umask is not theirs.
+	syscall.Umask(0)
+	if err := emptySpill(f.spill.dir); err != nil {
+		return fmt.Errorf("empty directory of volatile files: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(f.ctx, f.opt.ApplyWait)
+	defer cancel()
+	if err := f.oplog.Applied.Wait(ctx, f.oplog.Last().Seq); err != nil {
+		return fmt.Errorf("wait until the log is applied: %w", err)
+	}
+	in, err := f.slot.Inode(op.Root)
+	if err != nil {
+		return fmt.Errorf("load root directory: %w", err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lastNode = rootNode - 1
+	f.insert(in)
+	return nil
+}
+
+// mountOptions is the kernel policy: see the package comment.
+func (f *FS) mountOptions() *fuse.MountOptions {
+	o := &fuse.MountOptions{
+		AllowOther:               true,
+		Options:                  []string{"default_permissions"},
+		FsName:                   "slotfs-" + strings.NewReplacer(",", "_", " ", "_").Replace(f.slot.StoreName),
+		Name:                     "slotfs",
+		MaxWrite:                 1 << 20,
+		MaxBackground:            64,
+		ExplicitDataCacheControl: true,
+		EnableSymlinkCaching:     true,
+		DisableSplice:            true,
+		DisableXAttrs:            f.opt.NoXAttr,
+		EnableAcl:                !f.opt.NoXAttr,
+		DirectMountStrict:        os.Geteuid() == 0,
+		PanicHandler:             f.panicked,
+		Logger:                   slog.NewLogLogger(f.log.Handler(), slog.LevelWarn),
+		ExtraCapabilities: fuse.CAP_NO_OPENDIR_SUPPORT | fuse.CAP_HANDLE_KILLPRIV_V2 |
+			fuse.CAP_DONT_MASK | fuse.CAP_SETXATTR_EXT,
+	}
+	if f.opt.NoXAttr {
+		// Without ACLs the kernel applies the umask as well as we do.
+		o.ExtraCapabilities &^= fuse.CAP_SETXATTR_EXT
+	}
+	return o
+}
+
+// clearMountPoint checks dir and removes a dead mount from it.
+func clearMountPoint(dir string, log *slog.Logger) error {
+	for try := 0; ; try++ {
+		if mounted, err := mountedAt(dir); err != nil {
+			return fmt.Errorf("mount point %s: %w", dir, err)
+		} else if mounted != "" {
+			if try < 8 && strings.HasPrefix(mounted, "fuse") && dead(dir) {
+				log.Warn("removing the mount that a killed process left", keyMount, dir)
+				if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && fusermount(dir, "-uz") != nil {
+					return &MountError{dir, err, "a dead mount", "umount -l " + dir}
+				}
+				continue
+			}
+			return &MountError{dir, ErrMounted, mounted, "unmount it, or choose another directory"}
+		}
+		break
+	}
+	st, err := os.Stat(dir)
+	if err != nil {
+		return &MountError{dir, errors.Unwrap(err), "", "make the directory"}
+	}
+	if !st.IsDir() {
+		return &MountError{dir, ErrNotDir, "", "choose a directory"}
+	}
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		return &MountError{dir, errors.Unwrap(err), "", ""}
+	}
+	if len(list) > 0 {
+		return &MountError{dir, ErrNotEmpty, "it has " + strconv.Quote(list[0].Name()),
+			"mail delivered there while nothing was mounted? move it away, or choose an empty directory"}
+	}
+	return nil
+}
+
+// dead reports whether a FUSE mount has lost its process. A mount whose process
+// hangs is not dead: asking it could take for ever.
+func dead(dir string) bool {
+	answer := make(chan error, 1)
+	go func() {
+		var st unix.Stat_t
+		answer <- unix.Stat(dir, &st)
+	}()
+	select {
+	case err := <-answer:
+		return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED)
+	case <-time.After(5 * time.Second):
+		return false
+	}
+}
+
+// mountedAt is the type of the uppermost mount at dir, "" if there is none.
+func mountedAt(dir string) (string, error) {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	found := ""
+	for line := range strings.Lines(string(data)) {
+		m := parseMount(line)
+		if m.dir == dir {
+			found = m.kind
+		}
+	}
+	return found, nil
+}
+
+// mountLine is what proc_pid_mountinfo(5) says of one mount.
+type mountLine struct{ dev, dir, kind string }
+
+func parseMount(line string) mountLine {
+	left, right, _ := strings.Cut(line, " - ")
+	l, r := strings.Fields(left), strings.Fields(right)
+	if len(l) < 5 || len(r) < 1 {
+		return mountLine{}
+	}
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	return mountLine{l[2], unescape.Replace(l[4]), r[0]}
+}
+
+// protect makes the bare mount point unwritable, also for root where the file
+// system can.
+func protect(dir string, log *slog.Logger) {
+	if err := os.Chmod(dir, 0o555); err != nil && !errors.Is(err, os.ErrPermission) {
+		log.Warn("mode of mount point not set", keyErr, err)
+	}
+	if err := immutable(dir, true); err != nil {
+		log.Debug("mount point not made immutable", keyErr, err)
+	}
+}
+
+// Unprotect takes back what Options.ProtectMountPoint did, so that dir can be
+// removed.
+func Unprotect(dir string) error {
+	err := immutable(dir, false)
+	if e := os.Chmod(dir, 0o755); e != nil {
+		return fmt.Errorf("unprotect mount point: %w", e)
+	}
+	if errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil
+	}
+	return err
+}
+
+// immutable sets or clears the attribute of chattr(1) +i.
+func immutable(dir string, on bool) error {
+	const flag = 0x10 // FS_IMMUTABLE_FL
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("open mount point: %w", err)
+	}
+	defer d.Close()
+	flags, err := unix.IoctlGetUint32(int(d.Fd()), unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return fmt.Errorf("get flags of mount point: %w", err)
+	}
+	want := flags &^ flag
+	if on {
+		want |= flag
+	}
+	if want == flags {
+		return nil
+	}
+	if err := unix.IoctlSetPointerInt(int(d.Fd()), unix.FS_IOC_SETFLAGS, int(want)); err != nil {
+		return fmt.Errorf("set flags of mount point: %w", err)
+	}
+	return nil
+}
