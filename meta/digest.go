@@ -2,10 +2,12 @@ package meta
 
 import (
 	"encoding/binary"
+	"fmt"
 	"maps"
 	"slices"
 
 	"github.com/cespare/xxhash/v2"
+	"golang.org/x/sys/unix"
 
 	"slotfs/meta/op"
 )
@@ -65,4 +67,64 @@ func ownElements(n *Inode) op.Digest {
 		d.Add(element(at, n))
 	}
 	return d
+}
+
+// Digest is the digest of the applied state, and the last entry in it.
+func (s *Slot) Digest() (seq uint64, d op.Digest) {
+	st := s.ix.current()
+	return st.Pos.Seq, st.Digest
+}
+
+// DigestAt is the digest right after entry seq, if that was not long ago.
+func (s *Slot) DigestAt(seq uint64) (op.Digest, bool) {
+	s.ix.mu.RLock()
+	defer s.ix.mu.RUnlock()
+	return s.ix.ring.get(seq)
+}
+
+// Stats is what a slot holds, in the applied state.
+type Stats struct {
+	Pos        op.Pos    `json:"pos"`  // last entry applied
+	Time       int64     `json:"time"` // of that entry, ns since 1970
+	Digest     op.Digest `json:"digest"`
+	Objects    uint64    `json:"objects"`  // files and directories
+	Messages   uint64    `json:"messages"` // sealed files
+	Bytes      uint64    `json:"bytes"`    // of regular files
+	Checkpoint op.Pos    `json:"checkpoint"`
+}
+
+// Stats returns the totals of the applied state.
+func (s *Slot) Stats() Stats {
+	st, base := s.ix.current(), s.ix.checkpointed()
+	return Stats{
+		Pos: st.Pos, Time: st.Time, Digest: st.Digest,
+		Objects: st.Objects, Messages: st.Messages, Bytes: st.Bytes, Checkpoint: base.Pos,
+	}
+}
+
+// DirDigest sums what is below a directory: the digest elements of all names,
+// the number of those that are no directories, and the bytes of their regular
+// files (a file with two names counts twice). It looks at directories only,
+// and is exact if nothing is applied meanwhile.
+func (s *Slot) DirDigest(id op.ID) (d op.Digest, files, bytes uint64, err error) {
+	todo := []op.ID{id}
+	for len(todo) > 0 {
+		id, todo = todo[len(todo)-1], todo[:len(todo)-1]
+		n, err := s.ix.inode(id)
+		if err != nil {
+			return op.Digest{}, 0, 0, fmt.Errorf("digest of directory %d: %w", id, err)
+		}
+		if !n.IsDir() {
+			return op.Digest{}, 0, 0, fmt.Errorf("digest of id %d: %w", id, unix.ENOTDIR)
+		}
+		subdirs, err := s.ix.subdirs(id)
+		if err != nil {
+			return op.Digest{}, 0, 0, fmt.Errorf("digest of directory %d: %w", id, err)
+		}
+		d.Add(n.Entries)
+		files += n.Count - uint64(len(subdirs))
+		bytes += n.Bytes
+		todo = append(todo, subdirs...)
+	}
+	return d, files, bytes, nil
 }

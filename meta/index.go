@@ -47,8 +47,6 @@ type index struct {
 	clean map[op.ID]*Inode
 	gen   uint64
 	ring  digestRing
-
-	touched *touched // when not nil, records what changes
 }
 
 // state says what an index is the index of.
@@ -64,29 +62,21 @@ type state struct {
 
 // delta is a set of changes to the index: nil and ID 0 stand for removal.
 type delta struct {
-	inodes  map[op.ID]*Inode
-	entries map[op.ID]map[string]Child
-	subdirs map[op.ID]map[op.ID]bool
-	records int   // upper bound of the records to write
-	bytes   int64 // upper bound of their bytes
+	inodes   map[op.ID]*Inode
+	entries  map[op.ID]map[string]Child
+	subdirs  map[op.ID]map[op.ID]bool
+	unsealed map[op.ID]bool
+	records  int   // upper bound of the records to write
+	bytes    int64 // upper bound of their bytes
 }
 
 func newDelta() *delta {
 	return &delta{
-		inodes:  make(map[op.ID]*Inode),
-		entries: make(map[op.ID]map[string]Child),
-		subdirs: make(map[op.ID]map[op.ID]bool),
+		inodes:   make(map[op.ID]*Inode),
+		entries:  make(map[op.ID]map[string]Child),
+		subdirs:  make(map[op.ID]map[op.ID]bool),
+		unsealed: make(map[op.ID]bool),
 	}
-}
-
-// touched is the set of objects and names that changed while it was recorded.
-type touched struct {
-	ids   map[op.ID]struct{}
-	names map[Name]struct{}
-}
-
-func newTouched() *touched {
-	return &touched{ids: make(map[op.ID]struct{}), names: make(map[Name]struct{})}
 }
 
 const (
@@ -318,14 +308,38 @@ func (x *index) subdirs(dir op.ID) ([]op.ID, error) {
 	if err != nil {
 		return nil, err
 	}
-	list = slices.DeleteFunc(list, func(id op.ID) bool { _, ok := changed[id]; return ok })
-	for id, present := range changed {
-		if present {
-			list = append(list, id)
+	return amend(list, changed), nil
+}
+
+// unsealed lists the ids of regular files without a checksum, ascending.
+func (x *index) unsealed() ([]op.ID, error) {
+	x.mu.RLock()
+	changed := make(map[op.ID]bool)
+	for _, d := range []*delta{x.frozen, x.active} {
+		if d != nil {
+			maps.Copy(changed, d.unsealed)
 		}
 	}
-	slices.Sort(list)
-	return list, nil
+	v := view{x.db.NewTransaction(false)}
+	x.mu.RUnlock()
+	defer v.txn.Discard()
+	list, err := v.ids([]byte{prefixUnsealed})
+	if err != nil {
+		return nil, err
+	}
+	return amend(list, changed), nil
+}
+
+// amend adds to, and takes from, ids in order what changed says.
+func amend(ids []op.ID, changed map[op.ID]bool) []op.ID {
+	ids = slices.DeleteFunc(ids, func(id op.ID) bool { _, ok := changed[id]; return ok })
+	for id, present := range changed {
+		if present {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
 }
 
 // eachInode calls f for every inode in order of id, until f returns an error.

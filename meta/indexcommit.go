@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 
 	"github.com/dgraph-io/badger/v4"
 
@@ -184,17 +183,22 @@ func (d *delta) each(set func(k, v []byte) error, del func(k []byte) error) erro
 			}
 		}
 	}
+	flag := func(key []byte, present bool) error {
+		if present {
+			return set(key, nil)
+		}
+		return del(key)
+	}
 	for dir, subdirs := range d.subdirs {
 		for id, present := range subdirs {
-			var err error
-			if present {
-				err = set(subdirKey(dir, id), nil)
-			} else {
-				err = del(subdirKey(dir, id))
-			}
-			if err != nil {
+			if err := flag(subdirKey(dir, id), present); err != nil {
 				return err
 			}
+		}
+	}
+	for id, present := range d.unsealed {
+		if err := flag(unsealedKey(id), present); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -220,25 +224,4 @@ func (r *digestRing) set(seq uint64, d op.Digest) {
 func (r *digestRing) get(seq uint64) (op.Digest, bool) {
 	p := &r.at[seq%ringSize]
 	return p.digest, p.seq == seq
-}
-
-// record starts recording what changes, and stop ends it.
-func (x *index) record() {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.touched = newTouched()
-}
-
-func (x *index) stop() *touched {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	t := x.touched
-	x.touched = nil
-	return t
-}
-
-// merge adds what other has.
-func (t *touched) merge(other *touched) {
-	maps.Copy(t.ids, other.ids)
-	maps.Copy(t.names, other.names)
 }

@@ -88,8 +88,19 @@ func (x *index) replace(old, n *Inode, when int64) error {
 		}
 	}
 	x.store(id, n)
+	if is := n.unsealed(); is != old.unsealed() {
+		if _, again := x.active.unsealed[id]; !again {
+			x.active.records++
+			x.active.bytes += 9 + recordCost
+		}
+		x.active.unsealed[id] = is
+	}
 	return e.finish()
 }
+
+// unsealed reports whether n, which may be nil, is a regular file without a
+// checksum.
+func (n *Inode) unsealed() bool { return n != nil && n.Sum == nil && n.IsRegular() }
 
 // count adds n to, or with sign -1 takes it from, the totals.
 func (x *index) count(n *Inode, sign int64) {
@@ -231,9 +242,6 @@ func (x *index) store(id op.ID, n *Inode) {
 	x.active.bytes += cost(n)
 	x.active.inodes[id] = n
 	delete(x.clean, id)
-	if x.touched != nil {
-		x.touched.ids[id] = struct{}{}
-	}
 }
 
 // cost is an upper bound of what n's record takes in a transaction, in bytes.
@@ -266,9 +274,6 @@ func (x *index) storeEntry(at Name, c Child) {
 		x.active.bytes += int64(9 + len(at.Name) + 12 + recordCost)
 	}
 	m[at.Name] = c
-	if x.touched != nil {
-		x.touched.names[at] = struct{}{}
-	}
 }
 
 func (x *index) storeSubdir(dir, id op.ID, present bool) {

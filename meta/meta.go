@@ -118,6 +118,10 @@ type Identity struct {
 	Store  string    `json:"store"`    // the store's name
 	ID     StoreID   `json:"store_id"` // zero until the slot has a store
 	Layout string    `json:"layout"`
+
+	// Unlocked is when Recover handed the tree over for use without slotfs;
+	// since then log and index say nothing about it.
+	Unlocked *time.Time `json:"unlocked,omitempty"`
 }
 
 // What a caller may test for with errors.Is.

@@ -16,19 +16,25 @@ import (
 //	'i' id u64               inode record
 //	'e' directory u64 name   id u64, type u32
 //	's' directory u64 id u64 (empty) id is a directory in directory
+//	'u' id u64               (empty) id is a regular file without a checksum
 //
-// 'e' and 's' follow from the inode records; they are the ways in.
+// 'e', 's' and 'u' follow from the inode records; they are the ways in.
 const (
-	prefixState  = 'm'
-	prefixInode  = 'i'
-	prefixEntry  = 'e'
-	prefixSubdir = 's'
+	prefixState    = 'm'
+	prefixInode    = 'i'
+	prefixEntry    = 'e'
+	prefixSubdir   = 's'
+	prefixUnsealed = 'u'
 )
 
 const keyState = "mstate"
 
 func inodeKey(id op.ID) []byte {
 	return binary.BigEndian.AppendUint64([]byte{prefixInode}, uint64(id))
+}
+
+func unsealedKey(id op.ID) []byte {
+	return binary.BigEndian.AppendUint64([]byte{prefixUnsealed}, uint64(id))
 }
 
 func entryKey(dir op.ID, name string) []byte {

@@ -63,8 +63,11 @@ func (v view) children(dir op.ID) (list []Child, err error) {
 }
 
 // subdirs lists the directories in a directory in order of id.
-func (v view) subdirs(dir op.ID) (list []op.ID, err error) {
-	err = v.each(subdirKey(dir, 0)[:9], false, func(key, _ []byte) error {
+func (v view) subdirs(dir op.ID) ([]op.ID, error) { return v.ids(subdirKey(dir, 0)[:9]) }
+
+// ids lists the ids that keys with this prefix end in, ascending.
+func (v view) ids(prefix []byte) (list []op.ID, err error) {
+	err = v.each(prefix, false, func(key, _ []byte) error {
 		if len(key) != 8 {
 			return errRecord
 		}

@@ -212,6 +212,14 @@ func (l *Log) faultLocked(cause error) {
 	}
 }
 
+// Fail stops the log for a reason outside of it: who applies its entries has met
+// something that only a new start can judge.
+func (l *Log) Fail(cause error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.faultLocked(cause)
+}
+
 // stopLocked makes every wait end with l.err.
 func (l *Log) stopLocked() {
 	for _, m := range []*Mark{l.Appended, l.Durable, l.Received, l.Committed, l.Applied, l.Wanted, l.Awaited} {

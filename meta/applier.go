@@ -1,0 +1,169 @@
+package meta
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"slotfs/meta/op"
+)
+
+// applier is the one goroutine that changes index and tree while the slot runs.
+type applier struct {
+	mu     sync.Mutex // guards cancel and done
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	// Of the goroutine alone.
+	checkpointAt time.Time     // when the last one began
+	checkpoints  chan struct{} // closed when the one under way is done; nil: none
+}
+
+const (
+	batchBytes   = 1 << 20 // of entries in one batch, roughly
+	batchEntries = 256
+)
+
+// startApplier starts the applier, unless it runs.
+func (s *Slot) startApplier() {
+	a := &s.applier
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.cancel != nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(s.ctx)
+	a.cancel, a.done = cancel, make(chan struct{})
+	done := a.done
+	go func() {
+		defer close(done)
+		if err := s.applyAll(ctx); err != nil {
+			s.Fault(err)
+		}
+	}()
+}
+
+// stopApplier stops it after the entry that it is at, and waits for that and
+// for a checkpoint under way.
+func (s *Slot) stopApplier() {
+	a := &s.applier
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.cancel == nil {
+		return
+	}
+	a.cancel()
+	<-a.done
+	a.cancel, a.done = nil, nil
+}
+
+// applyAll applies what is committed, and what will be, until ctx ends.
+//
+// It never applies an entry that is not durable in this slot's own log, even
+// if it is committed (a slot outside the in-sync set may lag): after a crash
+// nothing would explain what it did.
+func (s *Slot) applyAll(ctx context.Context) error {
+	a := &s.applier
+	defer func() {
+		if a.checkpoints != nil {
+			<-a.checkpoints
+			a.checkpoints = nil
+		}
+	}()
+	a.checkpointAt = time.Now()
+	due := time.NewTimer(s.opt.CheckpointEvery)
+	defer due.Stop()
+	applied := s.ix.current().Pos.Seq
+	for ctx.Err() == nil {
+		committed, durable := s.Log.Committed.Changed(), s.Log.Durable.Changed()
+		to := min(s.Log.Committed.Get(), s.Log.Durable.Get())
+		if to > applied {
+			next, err := s.applySome(ctx, applied+1, to)
+			if err != nil {
+				return err
+			}
+			applied = next
+		}
+		if err := s.maybeCheckpoint(ctx, due); err != nil {
+			return err
+		}
+		if to > applied {
+			continue
+		}
+		if err := s.Log.Committed.Err(); err != nil {
+			return nil // the log stopped, and has said so
+		}
+		select {
+		case <-ctx.Done():
+		case <-committed:
+		case <-durable:
+		case <-due.C:
+			due.Reset(s.opt.CheckpointEvery)
+			a.checkpointAt = time.Time{}
+		case <-a.checkpoints: // nil blocks
+			a.checkpoints = nil
+		}
+	}
+	return nil
+}
+
+// applySome applies one batch of the entries from..to, and returns the last one
+// that it applied.
+func (s *Slot) applySome(ctx context.Context, from, to uint64) (uint64, error) {
+	entries, err := s.Log.Read(from, batchBytes)
+	if err != nil {
+		return 0, fmt.Errorf("read log at %d: %w", from, err)
+	}
+	applied := from - 1
+	for i, e := range entries {
+		if e.Seq > to || i >= batchEntries || ctx.Err() != nil || (i > 0 && s.ix.full()) {
+			break
+		}
+		if err := s.applyEntry(e); err != nil {
+			return 0, err
+		}
+		applied = e.Seq
+	}
+	s.tree.mu.Lock()
+	err = s.tree.setTimes()
+	s.tree.mu.Unlock()
+	if err != nil {
+		return 0, fmt.Errorf("set mtimes after entry %d: %w", applied, err)
+	}
+	s.Log.SetApplied(applied)
+	return applied, nil
+}
+
+// applyEntry applies one entry to index and tree.
+func (s *Slot) applyEntry(e *op.Entry) error {
+	if b, ok := e.Op.(*op.EpochBegin); ok {
+		if err := s.SetStore(b.Store); err != nil {
+			return fmt.Errorf("apply entry %d: %w", e.Seq, err)
+		}
+	}
+	s.tree.mu.Lock()
+	c, err := s.ix.apply(e)
+	if err == nil {
+		err = s.tree.do(c)
+	}
+	if err == nil && c.last && c.gone.IsRegular() {
+		s.trash.add(c.gone)
+	}
+	s.tree.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	switch o := e.Op.(type) {
+	case *op.Seal:
+		if c.n != nil {
+			s.verifySeal(c.n)
+		}
+	case *op.Checkpoint:
+		if c.differs {
+			s.Events.Add(Event{Kind: EventDigest, Text: fmt.Sprintf(
+				"digest after entry %d differs from the primary's, which is %v: check the slot", o.At, o.Digest)})
+		}
+	}
+	return nil
+}

@@ -1,0 +1,256 @@
+package meta
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"slotfs/meta/op"
+)
+
+// errNobody: there is no other slot to fetch from.
+var errNobody = errors.New("no other copy is known")
+
+// repair replaces the damaged content of id, as of its change changed, by the
+// copy of another slot. cause is what was wrong with it.
+//
+// The log is not asked, although it may still have the bytes: it is on the same
+// disk, and whether it has them is a matter of age.
+func (s *Slot) repair(ctx context.Context, id op.ID, changed uint64, cause error) error {
+	unlock, err := s.repairs.lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	n, err := s.find(id)
+	if err != nil {
+		return err
+	}
+	if n.Changed != changed || n.Sum == nil {
+		return errChanged
+	}
+	if s.intact(n) {
+		return nil // somebody else has repaired it
+	}
+	path := s.pathOf(n)
+	data, err := s.fetch(ctx, n)
+	if err != nil {
+		s.suspect(n.ID, path, fmt.Errorf("%w; no good copy: %w", cause, err))
+		return &DamagedError{ID: id, Path: path, Err: fmt.Errorf("%w; no good copy: %w", cause, err)}
+	}
+	kept, err := s.replace(n, data, cause)
+	if err != nil {
+		return fmt.Errorf("replace damaged %s: %w", path, err)
+	}
+	s.mu.Lock()
+	delete(s.suspects, id)
+	s.mu.Unlock()
+	s.Events.Add(Event{Kind: EventRepaired, ID: id, Path: path,
+		Text: fmt.Sprintf("damaged content (%v) replaced by another slot's copy; the bad one is %s", cause, kept)})
+	return nil
+}
+
+// suspect reports damage, once until it is repaired.
+func (s *Slot) suspect(id op.ID, path string, err error) {
+	s.mu.Lock()
+	_, again := s.suspects[id]
+	s.suspects[id] = struct{}{}
+	s.mu.Unlock()
+	if !again {
+		s.Events.Add(Event{Kind: EventDamaged, ID: id, Path: path, Text: err.Error()})
+	}
+}
+
+// pathOf is a path for people: n may be in trash.
+func (s *Slot) pathOf(n *Inode) string {
+	if path, err := s.ix.path(n.ID); err == nil {
+		return path
+	}
+	if len(n.Names) > 0 {
+		dir, _ := s.ix.path(n.Names[0].Dir)
+		return dir + "/" + n.Names[0].Name + " (unlinked)"
+	}
+	return fmt.Sprintf("id %d", n.ID)
+}
+
+// intact verifies all of n's content.
+func (s *Slot) intact(n *Inode) bool {
+	fd, err := s.openSame(n)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	sum, err := op.BlockSumReader(&fdReader{fd: fd})
+	return err == nil && n.Sum.Equal(sum)
+}
+
+// fetch gets n's content from another slot and verifies it.
+func (s *Slot) fetch(ctx context.Context, n *Inode) ([]byte, error) {
+	if s.opt.Fetch == nil {
+		return nil, errNobody
+	}
+	data, err := s.opt.Fetch(ctx, n.ID, *n.Sum)
+	if err != nil {
+		return nil, fmt.Errorf("fetch: %w", err)
+	}
+	have := op.BlockSumOf(data)
+	if n.Sum.SHA256 != [32]byte{} {
+		have = op.SumOf(data)
+	}
+	if !n.Sum.Equal(have) {
+		return nil, errors.New("the fetched copy is damaged, too")
+	}
+	return data, nil
+}
+
+// replace puts data in the place of n's content, under all of its names, with
+// n's attributes, and keeps the bad copy in quarantine; it returns where.
+func (s *Slot) replace(n *Inode, data []byte, cause error) (kept string, err error) {
+	t := s.tree
+	fresh := fmt.Sprintf("repair-%d", n.ID)
+	fd, err := openat(t.stage.fd, fresh, openFile|unix.O_CREAT|unix.O_TRUNC, 0o600)
+	if err != nil {
+		return "", fmt.Errorf("stage: %w", err)
+	}
+	defer unix.Close(fd)
+	defer unix.Unlinkat(t.stage.fd, fresh, 0) // gone if all went well
+	if err := writeFirst(fd, data); err != nil {
+		return "", fmt.Errorf("stage: %w", err)
+	}
+
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now, err := s.find2(n.ID)
+	if err != nil {
+		return "", err
+	}
+	if now.Changed != n.Changed || now.Sum == nil {
+		return "", errChanged
+	}
+	if err := t.dress(fd, now, true); err != nil {
+		return "", err
+	}
+	if err := errors.Join(futimens(fd, now.Mtime), unix.Fsync(fd)); err != nil {
+		return "", fmt.Errorf("stage: %w", err)
+	}
+	names, release, err := t.everyName(now)
+	if err != nil {
+		return "", err
+	}
+	defer release()
+	if kept, err = s.keepBad(names[0], now, cause); err != nil {
+		return "", err
+	}
+	link := fresh + "-link"
+	for i, at := range names {
+		from := fresh
+		if i < len(names)-1 {
+			from = link
+			if err := unix.Linkat(t.stage.fd, fresh, t.stage.fd, link, 0); err != nil {
+				return "", fmt.Errorf("link: %w", err)
+			}
+		}
+		if err := unix.Renameat(t.stage.fd, from, at.d.fd, at.name); err != nil {
+			return "", fmt.Errorf("replace %q: %w", at.name, err)
+		}
+		if at.d.id != 0 {
+			t.late[at.d.id] = struct{}{}
+		}
+	}
+	t.files.forget(n.ID)
+	return kept, t.setTimes()
+}
+
+// find2 is find for who holds tree.mu.
+func (s *Slot) find2(id op.ID) (*Inode, error) {
+	n, err := s.ix.inode(id)
+	if errors.Is(err, ErrNotExist) {
+		return s.trash.inode(id)
+	}
+	return n, err
+}
+
+// physical is one name in the tree or in trash.
+type physical struct {
+	d    *handle
+	name string
+}
+
+// everyName finds where n is. The caller holds mu.
+func (t *tree) everyName(n *Inode) (names []physical, release func(), err error) {
+	release = func() {
+		for _, at := range names {
+			at.d.release()
+		}
+	}
+	if _, err := t.x.inode(n.ID); errors.Is(err, ErrNotExist) {
+		return []physical{{t.trash, trashName(n.ID)}}, release, nil
+	}
+	for _, at := range n.Names {
+		d, err := t.dir(at.Dir, true)
+		if err != nil {
+			release()
+			return nil, nil, err
+		}
+		names = append(names, physical{d, at.Name})
+	}
+	return names, release, nil
+}
+
+// keepBad puts a second name of the damaged file into quarantine, so that its
+// own is never missing.
+func (s *Slot) keepBad(at physical, n *Inode, cause error) (string, error) {
+	bad := fmt.Sprintf("bad-%d", n.ID)
+	err := unix.Unlinkat(s.tree.stage.fd, bad, 0)
+	if err == nil || errors.Is(err, unix.ENOENT) {
+		err = unix.Linkat(at.d.fd, at.name, s.tree.stage.fd, bad, 0)
+	}
+	if errors.Is(err, unix.ENOENT) {
+		return "nowhere: the file was missing", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("keep the bad copy: %w", err)
+	}
+	kept, err := setAside(s.dir, dirStage+"/"+bad, QuarantineRecord{ID: n.ID, Reason: cause.Error(), Want: n.Sum})
+	if err != nil {
+		return "", fmt.Errorf("keep the bad copy: %w", err)
+	}
+	return kept, nil
+}
+
+// verifySeal compares what a Seal says with this slot's own copy: the one
+// moment at which the control files of all slots are compared byte by byte.
+func (s *Slot) verifySeal(n *Inode) {
+	if s.intact(n) {
+		return
+	}
+	s.work.Add(1)
+	go func() {
+		defer s.work.Done()
+		err := s.repair(s.ctx, n.ID, n.Changed, errors.New("content differs from the primary's seal"))
+		if err != nil && !errors.Is(err, errChanged) && !errors.Is(err, ErrNotExist) && s.ctx.Err() == nil {
+			s.log.Error("repair of a control file", keyID, uint64(n.ID), keyErr, err)
+		}
+	}()
+}
+
+// clearRepairs removes what a stop in the middle of a repair left.
+func (t *tree) clearRepairs() error {
+	entries, err := os.ReadDir(t.path(dirStage))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		var id uint64
+		if n, _ := fmt.Sscanf(e.Name(), "repair-%d", &id); n != 1 {
+			continue
+		}
+		if err := unix.Unlinkat(t.stage.fd, e.Name(), 0); err != nil {
+			return fmt.Errorf("remove stage/%s: %w", e.Name(), err)
+		}
+	}
+	return nil
+}

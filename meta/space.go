@@ -1,0 +1,154 @@
+package meta
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// space keeps a slot away from full disks. fs asks it before it appends, so a
+// caller gets ENOSPC while everything that was acknowledged still fits. Should
+// others fill the disk all the same, there is a ballast to give up: badger maps
+// the files that it writes, and would die of SIGBUS.
+type space struct {
+	dirs    []string // one per file system
+	index   string   // directory of the index
+	reserve int64    // bytes; less than 0: none
+	events  *Events
+	full    atomic.Bool // was reported, and is not over
+}
+
+const (
+	minReserve  = 1 << 30
+	ballastSize = 64 << 20
+	ballastName = "ballast"
+	// checkpointNeeds is what badger may write for a checkpoint, compactions
+	// included, in bytes.
+	checkpointNeeds = 128 << 20
+	spaceRetry      = time.Second
+)
+
+func openSpace(data string, reserve int64, events *Events) (*space, error) {
+	s := &space{index: filepath.Join(data, dirIndex), reserve: reserve, events: events}
+	seen := make(map[uint64]bool)
+	for _, name := range []string{dirTree, dirLog, dirIndex} {
+		var st unix.Stat_t
+		dir := filepath.Join(data, name)
+		if err := unix.Stat(dir, &st); err != nil {
+			return nil, &os.PathError{Op: "stat", Path: dir, Err: err}
+		}
+		if !seen[st.Dev] {
+			seen[st.Dev] = true
+			s.dirs = append(s.dirs, dir)
+		}
+	}
+	s.makeBallast()
+	return s, nil
+}
+
+// free is what is left on the file system of dir above the reserve, in bytes.
+func (s *space) free(dir string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	reserve := s.reserve
+	if reserve == 0 {
+		reserve = max(minReserve, int64(st.Blocks)*st.Bsize/50)
+	}
+	return int64(st.Bavail)*st.Bsize - max(reserve, 0), nil
+}
+
+// ask grants n bytes more on every file system, or says ErrNoSpace.
+func (s *space) ask(n int64) error {
+	for _, dir := range s.dirs {
+		free, err := s.free(dir)
+		if err != nil {
+			return err
+		}
+		if free < n {
+			s.report(fmt.Sprintf("%s: %d bytes above the reserve, %d asked for", dir, free, n))
+			return ErrNoSpace
+		}
+	}
+	if s.full.Load() && s.full.CompareAndSwap(true, false) {
+		s.events.Add(Event{Kind: EventSpace, Text: "there is disk space again"})
+	}
+	return nil
+}
+
+func (s *space) report(text string) {
+	if s.full.CompareAndSwap(false, true) {
+		s.events.Add(Event{Kind: EventSpace, Text: "disk full: " + text})
+	}
+}
+
+// forCheckpoint reports whether the index may be written; it may give up the
+// ballast for that.
+func (s *space) forCheckpoint() bool {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.index, &st); err != nil {
+		return false
+	}
+	left := int64(st.Bfree) * st.Bsize
+	if left >= checkpointNeeds+ballastSize {
+		s.makeBallast()
+		return true
+	}
+	if left < checkpointNeeds && os.Remove(filepath.Join(s.index, ballastName)) == nil {
+		s.report(fmt.Sprintf("%s: gave up the ballast", s.index))
+		left += ballastSize
+	}
+	if left < checkpointNeeds/2 {
+		s.report(fmt.Sprintf("%s: %d bytes left, the checkpoint is put off", s.index, left))
+		return false
+	}
+	return true
+}
+
+// makeBallast makes the ballast if it is not there and there is room.
+func (s *space) makeBallast() {
+	path := filepath.Join(s.index, ballastName)
+	if _, err := os.Lstat(path); err == nil || s.reserve < 0 {
+		return
+	}
+	if free, err := s.free(s.index); err != nil || free < ballastSize {
+		return
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if unix.Fallocate(int(f.Fd()), 0, 0, ballastSize) != nil {
+		os.Remove(path)
+	}
+}
+
+// wait is called when a step of an entry that cannot be refused any more found
+// the disk full: it reports that and waits a moment.
+func (s *space) wait(ctx context.Context, cause error) error {
+	if err := os.Remove(filepath.Join(s.index, ballastName)); err == nil {
+		s.report("gave up the ballast: " + cause.Error())
+		return nil
+	}
+	s.report("waiting for space to apply entries: " + cause.Error())
+	t := time.NewTimer(spaceRetry)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return errors.Join(cause, context.Cause(ctx))
+	}
+}
+
+// Space asks whether n bytes more may be written: ErrNoSpace if tree, log or
+// index would fall below the reserve.
+func (s *Slot) Space(n int64) error { return s.space.ask(n) }
