@@ -64,8 +64,12 @@ func (l *Log) NotBefore(t int64) {
 	l.lastTime = max(l.lastTime, t)
 }
 
-// PosAt returns the point in history at seq, from the one before First on.
+// PosAt returns the point in history at seq, from the one before First on. Seq
+// 0 is always known.
 func (l *Log) PosAt(seq uint64) (op.Pos, error) {
+	if seq == 0 {
+		return op.Pos{}, nil
+	}
 	l.segMu.RLock()
 	defer l.segMu.RUnlock()
 	l.mu.Lock()
