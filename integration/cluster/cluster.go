@@ -20,8 +20,9 @@ import (
 
 // Options of a cluster.
 type Options struct {
-	Binary string // default: what Binary finds
-	Store  string // "mail"
+	Binary string   // default: what Binary finds
+	Store  string   // "mail"
+	Names  []string // of the nodes; n1, n2, …
 	// Slot and Replication are more lines for these sections of the config.
 	Slot, Replication string
 	// Data says where node i (from 0) has its data directory; it must not
@@ -84,7 +85,11 @@ func New(d *scratch.Dir, nodes int, o Options) (*Cluster, error) {
 	}
 	c := &Cluster{Store: o.Store, Scratch: d, bin: o.Binary, timeout: o.Timeout, options: o}
 	for range nodes {
-		if _, err := c.Add(fmt.Sprintf("n%d", len(c.Nodes)+1)); err != nil {
+		name := fmt.Sprintf("n%d", len(c.Nodes)+1)
+		if len(c.Nodes) < len(o.Names) {
+			name = o.Names[len(c.Nodes)]
+		}
+		if _, err := c.Add(name); err != nil {
 			return nil, err
 		}
 	}

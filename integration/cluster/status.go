@@ -32,7 +32,8 @@ type Slot struct {
 		Time             time.Time
 		Kind, Path, Text string
 	}
-	Error string
+	Error   string
+	Traffic *struct{ Requests map[string]uint64 }
 }
 
 // Repl is its replication.
@@ -116,4 +117,16 @@ func (n *Node) Digest(path string) (Digest, error) {
 	var d Digest
 	err := n.runJSON(&d, args...)
 	return d, err
+}
+
+// Traffic is how many FUSE requests the mount has served, by opcode.
+func (n *Node) Traffic() (map[string]uint64, error) {
+	s, err := n.Slot()
+	if err != nil {
+		return nil, err
+	}
+	if s.Traffic == nil {
+		return nil, fmt.Errorf("%s has no mount", n.Name)
+	}
+	return s.Traffic.Requests, nil
 }

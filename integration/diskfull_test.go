@@ -1,0 +1,102 @@
+package integration_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"slotfs/integration/cluster"
+	"slotfs/integration/loop"
+	"slotfs/integration/workload"
+)
+
+// TestDiskFull fills the disk of a slot, once by mail and once by somebody
+// else: the caller gets ENOSPC, nothing is lost, and everything goes on when
+// there is space again.
+func TestDiskFull(t *testing.T) {
+	d := newScratch(t)
+	img, disk := filepath.Join(d.Path, "image"), filepath.Join(d.Path, "disk")
+	must(t, errors.Join(loop.Mkfs(img, 700<<20), os.Mkdir(disk, 0o755)))
+	dev, err := loop.Attach(img)
+	must(t, err)
+	must(t, loop.Mount(dev, disk))
+	t.Cleanup(func() {
+		if err := errors.Join(loop.Unmount(disk), loop.Detach(dev)); err != nil {
+			t.Error(err)
+		}
+	})
+	f := newClusterIn(t, d, 1, cluster.Options{
+		Slot: `log_max = "64MiB"`,
+		Data: func(int) string { return filepath.Join(disk, "data") },
+	})
+	f.expect("space", "full")
+	must(t, f.StartPair())
+	n := f.Nodes[0]
+	w := workload.New("before", 1)
+	stop := make(chan struct{})
+	go func() {
+		for w.Done() < 200 {
+			time.Sleep(time.Millisecond)
+		}
+		close(stop)
+	}()
+	must(t, w.Run(n.Mount, stop))
+
+	full := func(fill func(i int) error) {
+		t.Helper()
+		for i := range 10_000 {
+			if err := fill(i); err != nil {
+				if !errors.Is(err, syscall.ENOSPC) {
+					t.Fatalf("full disk: %v; want ENOSPC", err)
+				}
+				return
+			}
+		}
+		t.Fatal("the disk is never full")
+	}
+	data := make([]byte, 4<<20)
+	full(func(i int) error {
+		return deliver(n.Mount, "filler", map[string][]byte{fmt.Sprint(i): data})
+	})
+	if _, err := w.Verify(n.Mount, workload.Answered); err != nil {
+		t.Error(err)
+	}
+	// Removing mail needs no space.
+	must(t, os.RemoveAll(filepath.Join(n.Mount, "filler")))
+	must(t, f.Wait("space to return", func() error {
+		return deliver(n.Mount, "again", map[string][]byte{fmt.Sprint(w.Done()): data})
+	}))
+	must(t, os.RemoveAll(filepath.Join(n.Mount, "again")))
+
+	// Somebody else fills the disk to the last byte, while mail comes in.
+	ballast := filepath.Join(disk, "ballast")
+	b, err := os.Create(ballast)
+	must(t, err)
+	full(func(int) error { _, err := b.Write(data); return err })
+	full(func(int) error { _, err := b.Write(make([]byte, 4096)); return err })
+	must(t, b.Close())
+	full(func(i int) error {
+		return deliver(n.Mount, "late", map[string][]byte{fmt.Sprint(i): data[:10_000]})
+	})
+	if _, err := w.Verify(n.Mount, workload.Answered); err != nil {
+		t.Error(err)
+	}
+	must(t, os.Remove(ballast))
+	must(t, f.Wait("space to return", func() error {
+		os.RemoveAll(filepath.Join(n.Mount, "late"))
+		return deliver(n.Mount, "late", map[string][]byte{"m": data})
+	}))
+	f.check()
+	// And a restart finds everything.
+	must(t, n.Stop())
+	must(t, n.Start())
+	must(t, n.WaitMounted())
+	if _, err := w.Verify(n.Mount, workload.Answered); err != nil {
+		t.Error(err)
+	}
+	f.check()
+}

@@ -1,0 +1,148 @@
+package integration_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"slotfs/integration/cluster"
+)
+
+// tells waits until a node's status and log both contain a text.
+func (f *fixture) tells(n *cluster.Node, text string) {
+	f.t.Helper()
+	err := f.Wait(n.Name+" to report: "+text, func() error {
+		s, err := n.Status()
+		if err != nil {
+			return err
+		}
+		var all []string
+		for _, p := range s.Problems {
+			all = append(all, p.Text)
+		}
+		for _, slot := range s.Slots {
+			all = append(all, slot.Error, slot.Repl.LastError, slot.Repl.Diverged)
+			for _, p := range slot.Repl.Peers {
+				all = append(all, p.LastError)
+			}
+		}
+		all = append(all, s.Warnings...)
+		log, err := n.Log()
+		if err != nil {
+			return err
+		}
+		if !strings.Contains(strings.Join(all, "\n"), text) {
+			return errors.New("status has " + strings.Join(all, "; "))
+		}
+		if !strings.Contains(log, text) {
+			return errors.New("it is in the status, but not in the log")
+		}
+		return nil
+	})
+	if err != nil {
+		f.t.Error(err)
+	}
+}
+
+// works checks that a pair is as it was, whatever came by.
+func (f *fixture) works(pair *fixture) {
+	f.t.Helper()
+	must(f.t, deliver(pair.Nodes[0].Mount, "works", map[string][]byte{"m": []byte("still works\n")}))
+	must(f.t, os.RemoveAll(filepath.Join(pair.Nodes[0].Mount, "works")))
+}
+
+// TestWrongClusterKey: a node with another cluster's key is refused, and both
+// sides say why.
+func TestWrongClusterKey(t *testing.T) {
+	d := newScratch(t)
+	f := newClusterIn(t, d, 2, cluster.Options{})
+	must(t, f.StartPair())
+	stranger := f.stranger()
+	f.joinThrough(stranger, f.Nodes[0])
+	must(t, stranger.Nodes[0].Start())
+	f.expect("cluster key")
+	stranger.expect("cluster key")
+	f.tells(f.Nodes[0], "another cluster key")
+	f.tells(stranger.Nodes[0], "another cluster key")
+	f.works(f)
+}
+
+// stranger is a cluster of one node with keys of its own.
+func (f *fixture) stranger() *fixture {
+	f.t.Helper()
+	return newClusterIn(f.t, f.scratch, 1, cluster.Options{Names: []string{"x1"}})
+}
+
+// joinThrough makes the only node of a cluster look for a node of another.
+func (f *fixture) joinThrough(from *fixture, to *cluster.Node) {
+	f.t.Helper()
+	must(f.t, from.Nodes[0].Edit("join = []", `join = ["`+to.Gossip+`"]`))
+}
+
+// TestForeignCertificate: a node that has the gossip key, but a certificate
+// of another authority, gets no mail.
+func TestForeignCertificate(t *testing.T) {
+	d := newScratch(t)
+	f := newClusterIn(t, d, 2, cluster.Options{})
+	must(t, f.StartPair())
+	must(t, deliver(f.Nodes[0].Mount, "ann", map[string][]byte{"m": []byte("secret\n")}))
+	stranger := f.stranger()
+	key, err := os.ReadFile(filepath.Join(f.Nodes[0].Dir, "cluster", "gossip.key"))
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(stranger.Nodes[0].Dir, "cluster", "gossip.key"), key, 0o600))
+	f.joinThrough(stranger, f.Nodes[0])
+	f.expect("certificate")
+	stranger.expect("certificate")
+	must(t, stranger.Nodes[0].Start())
+	f.tells(f.Nodes[0], "certificate")
+	f.tells(stranger.Nodes[0], "certificate")
+	if _, err := os.Stat(filepath.Join(stranger.Nodes[0].Tree(), "ann")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the stranger has ann's mail: %v", err)
+	}
+	f.works(f)
+}
+
+// TestOneNameTwice: two nodes with one name.
+func TestOneNameTwice(t *testing.T) {
+	f := newCluster(t, 2, cluster.Options{})
+	must(t, f.StartPair())
+	f.expect("name")
+	twin, err := f.Add("n2")
+	must(t, err)
+	err = twin.Start()
+	var exit *cluster.ExitError
+	if errors.As(err, &exit) {
+		if exit.Code != 6 || !strings.Contains(exit.Output, "n2") {
+			t.Errorf("refused with code %d: %s", exit.Code, exit.Output)
+		}
+	} else {
+		must(t, err)
+		f.tells(twin, "name")
+	}
+	f.tells(f.Nodes[0], "name")
+	f.works(f)
+}
+
+// TestOneStoreNameTwice: a third node has another store of the same name.
+func TestOneStoreNameTwice(t *testing.T) {
+	f := newCluster(t, 2, cluster.Options{})
+	must(t, f.StartPair())
+	third, err := f.Add("n3")
+	must(t, err)
+	// It makes its own store while it knows nobody.
+	join := `join = ["` + f.Nodes[0].Gossip + `", "` + f.Nodes[1].Gossip + `"]`
+	must(t, third.Edit(join, "join = []"))
+	must(t, third.Start())
+	must(t, third.Promote())
+	must(t, third.Stop())
+	must(t, third.Edit("join = []", join))
+	f.expect("store")
+	must(t, third.Start())
+	for _, n := range f.Nodes {
+		f.tells(n, "mail")
+		f.tells(n, "n3")
+	}
+	f.works(f)
+}
