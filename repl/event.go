@@ -1,0 +1,206 @@
+package repl
+
+import (
+	"fmt"
+	"strings"
+
+	"slotfs/meta/op"
+)
+
+// What can happen to a slot's role.
+type (
+	event interface{ isEvent() }
+
+	evTick  struct{}                   // time passed
+	evPeers struct{ slots []PeerSlot } // gossip's list
+	evAcks  struct{ acks map[op.SlotID]acks }
+	evJoin  struct { // a replica streams from us
+		slot    op.SlotID
+		node    string
+		local   bool
+		durable uint64
+	}
+	evLeave struct { // it no longer does
+		slot op.SlotID
+		why  string
+	}
+	evPrepared struct { // it noted durably that it may join epoch
+		slot  op.SlotID
+		epoch uint64
+	}
+	evAnswer struct { // a peer said what it is; poke: unasked
+		slot op.SlotID
+		node string
+		poke bool
+		answer
+	}
+	evNoAnswer struct { // a question failed; refused: nobody listens there
+		slot    op.SlotID
+		refused bool
+	}
+	evBegun       struct{ epoch uint64 } // effChange is done
+	evFollowEnded struct {               // effFollow's stream ended
+		slot        op.SlotID
+		session     uint64
+		joined      bool   // it had streamed
+		stale       bool   // the other is not primary, or behind us
+		unreachable bool   // no connection
+		refused     bool   // it, or we, refused
+		again       bool   // reconnect at once
+		diverged    string // why the histories cannot be joined
+	}
+	evTail struct { // effTail is done
+		slot op.SlotID
+		err  error
+	}
+	evReady     struct{ err error } // effBegin is done: its entry is applied
+	evMounted   struct{ err error }
+	evUnmounted struct{ err error }
+	evDrained   struct{ err error }
+	evPromote   struct {
+		id   uint64
+		opts PromoteOptions
+	}
+	evDemote struct {
+		id       uint64
+		reason   string
+		stopping bool // the process ends: resume at the next start
+	}
+	evRejoin struct {
+		id     uint64
+		giveUp bool
+	}
+)
+
+func (evTick) isEvent()        {}
+func (evPeers) isEvent()       {}
+func (evAcks) isEvent()        {}
+func (evJoin) isEvent()        {}
+func (evLeave) isEvent()       {}
+func (evPrepared) isEvent()    {}
+func (evAnswer) isEvent()      {}
+func (evNoAnswer) isEvent()    {}
+func (evBegun) isEvent()       {}
+func (evFollowEnded) isEvent() {}
+func (evTail) isEvent()        {}
+func (evReady) isEvent()       {}
+func (evMounted) isEvent()     {}
+func (evUnmounted) isEvent()   {}
+func (evDrained) isEvent()     {}
+func (evPromote) isEvent()     {}
+func (evDemote) isEvent()      {}
+func (evRejoin) isEvent()      {}
+
+// What the machine wants done. String is for scenarios and logs.
+type (
+	effect interface {
+		text(name func(op.SlotID) string) string
+	}
+
+	effAsk    struct{ slot op.SlotID } // ask its state; answer: evAnswer, evNoAnswer
+	effFollow struct {
+		slot    op.SlotID
+		session uint64
+	} // stream from it until evFollowEnded
+	effUnfollow struct{}                 // end that; acknowledge nothing from now on
+	effTail     struct{ slot op.SlotID } // fetch its longer tail: evTail
+	effBegin    struct {                 // seal, lead, append the EpochBegin: evReady
+		epoch   uint64
+		members []op.SlotID
+		reason  string
+		create  bool
+	}
+	effChange struct { // append the EpochBegin, then change the commit rule: evBegun
+		epoch   uint64
+		members []op.SlotID
+		reason  string
+	}
+	effRequire struct { // commits wait for these peers
+		epoch uint64
+		peers []op.SlotID
+	}
+	effPrepare struct { // ask the replica to note the epoch: evPrepared
+		slot  op.SlotID
+		epoch uint64
+	}
+	effHangUp struct { // end a replica's stream
+		slot op.SlotID
+		why  string
+	}
+	effStepDown struct { // stop leading, end all replicas' streams
+		reason   string
+		keepDown bool // note that this epoch is not to be resumed
+	}
+	effMount   struct{ epoch uint64 }  // evMounted
+	effUnmount struct{ reason string } // evUnmounted
+	effDrain   struct{}                // commit everything: evDrained
+	effRole    struct{ role Role }
+	effNote    struct{ yield bool }
+	effEvent   struct {
+		alert bool
+		words string
+	}
+	effReply struct { // tell the caller of Promote, Demote, Rejoin
+		id  uint64
+		err error
+	}
+)
+
+func (e effAsk) text(n func(op.SlotID) string) string    { return "ask " + n(e.slot) }
+func (e effFollow) text(n func(op.SlotID) string) string { return "follow " + n(e.slot) }
+func (effUnfollow) text(func(op.SlotID) string) string   { return "unfollow" }
+func (e effTail) text(n func(op.SlotID) string) string   { return "fetch tail from " + n(e.slot) }
+func (e effBegin) text(n func(op.SlotID) string) string {
+	s := fmt.Sprintf("begin epoch %d members %s (%s)", e.epoch, list(e.members, n), e.reason)
+	if e.create {
+		s += " new store"
+	}
+	return s
+}
+func (e effChange) text(n func(op.SlotID) string) string {
+	return fmt.Sprintf("change to epoch %d members %s (%s)", e.epoch, list(e.members, n), e.reason)
+}
+func (e effRequire) text(n func(op.SlotID) string) string {
+	return fmt.Sprintf("require %s", list(e.peers, n))
+}
+func (e effPrepare) text(n func(op.SlotID) string) string {
+	return fmt.Sprintf("prepare %s for epoch %d", n(e.slot), e.epoch)
+}
+func (e effHangUp) text(n func(op.SlotID) string) string {
+	return fmt.Sprintf("hang up on %s: %s", n(e.slot), e.why)
+}
+func (e effStepDown) text(func(op.SlotID) string) string {
+	s := "step down"
+	if e.keepDown {
+		s += " for good"
+	}
+	return s + ": " + e.reason
+}
+func (e effMount) text(func(op.SlotID) string) string   { return fmt.Sprintf("mount epoch %d", e.epoch) }
+func (e effUnmount) text(func(op.SlotID) string) string { return "unmount: " + e.reason }
+func (effDrain) text(func(op.SlotID) string) string     { return "drain" }
+func (e effRole) text(func(op.SlotID) string) string    { return "role " + string(e.role) }
+func (e effNote) text(func(op.SlotID) string) string    { return fmt.Sprintf("note yield=%v", e.yield) }
+func (e effEvent) text(func(op.SlotID) string) string {
+	if e.alert {
+		return "ALERT " + e.words
+	}
+	return "event " + e.words
+}
+func (e effReply) text(func(op.SlotID) string) string {
+	if e.err == nil {
+		return "reply ok"
+	}
+	return "reply error: " + e.err.Error()
+}
+
+func list(slots []op.SlotID, n func(op.SlotID) string) string {
+	if len(slots) == 0 {
+		return "nobody"
+	}
+	out := make([]string, len(slots))
+	for i, s := range slots {
+		out[i] = n(s)
+	}
+	return strings.Join(out, ",")
+}

@@ -1,0 +1,232 @@
+package repl
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"slotfs/meta"
+	"slotfs/meta/op"
+)
+
+// fetchIdle is how long a fetch or resync connection may do nothing.
+const fetchIdle = 30 * time.Second
+
+// maxFetch is the largest object that Fetch takes into memory, in bytes.
+const maxFetch = 1 << 30
+
+// request is what a fetch or resync connection asks for.
+type request struct {
+	Content op.ID   `json:"content,omitempty"` // the bytes of an object
+	Dirs    []op.ID `json:"dirs,omitempty"`    // resync: directories of the snapshot
+	Objects []op.ID `json:"objects,omitempty"` // resync: inodes of the snapshot
+}
+
+// contentReply comes before content.
+type contentReply struct {
+	Size int64  `json:"size"` // less than 0: not known beforehand
+	None bool   `json:"none,omitempty"`
+	Why  string `json:"why,omitempty"` // None: why there is no content
+}
+
+// Fetch gets the content of id from another slot of the store. What it returns
+// matches want; ErrNoCopy if nobody has that.
+func (r *Member) Fetch(ctx context.Context, id op.ID, want op.Sum) ([]byte, error) {
+	if want.Size > maxFetch {
+		return nil, fmt.Errorf("fetch id %d: %d bytes are too many", id, want.Size)
+	}
+	var errs []error
+	for _, p := range r.Peers.Slots(r.Store) {
+		if p.Slot == r.ID || p.Slot.IsZero() {
+			continue
+		}
+		b, err := r.fetchFrom(ctx, p, id, want)
+		if err == nil {
+			return b, nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", p.Node, err))
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, fmt.Errorf("fetch id %d: %w: %w", id, ErrNoCopy, errors.Join(errs...))
+}
+
+func (r *Member) fetchFrom(ctx context.Context, p PeerSlot, id op.ID, want op.Sum) ([]byte, error) {
+	l, err := r.connect(ctx, p, forFetch)
+	if err != nil {
+		return nil, err
+	}
+	defer l.close()
+	defer l.closeOn(ctx)()
+	c, err := l.askContent(id)
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, 0, want.Size)
+	for i := 0; ; i++ {
+		piece, err := c.next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		if int64(len(b)+len(piece)) > want.Size {
+			return nil, fmt.Errorf("%w: longer than %d bytes", errContent, want.Size)
+		}
+		b = append(b, piece...)
+	}
+	if err := verifySum(b, want); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// verifySum compares b with every part of want that says something.
+func verifySum(b []byte, want op.Sum) error {
+	if int64(len(b)) != want.Size {
+		return fmt.Errorf("%w: %d bytes for a size of %d", errContent, len(b), want.Size)
+	}
+	for i, off := 0, 0; off < len(b); i, off = i+1, off+op.BlockSize {
+		if !want.VerifyBlock(i, b[off:min(off+op.BlockSize, len(b))]) {
+			return fmt.Errorf("%w: block %d", errContent, i)
+		}
+	}
+	if want.SHA256 != ([32]byte{}) && op.SumOf(b).SHA256 != want.SHA256 {
+		return fmt.Errorf("%w: SHA-256", errContent)
+	}
+	return nil
+}
+
+// connect opens a connection for questions.
+func (r *Member) connect(ctx context.Context, p PeerSlot, f purpose) (*link, error) {
+	l, err := dial(ctx, p.Addr, r.TLS)
+	if err != nil {
+		return nil, err
+	}
+	l.deadline(fetchIdle)
+	var w welcome
+	if err := l.sendJSON(frameHello, r.hello(f)); err == nil {
+		err = l.expect(frameWelcome, &w)
+	}
+	if err == nil && w.Slot != p.Slot {
+		err = fmt.Errorf("slot %s answers for %s", w.Slot, p.Slot)
+	}
+	if err == nil && !r.storeID().IsZero() && w.StoreID != r.storeID() {
+		err = &PeerError{p.Node, CodeStoreID, "another store of the same name"}
+	}
+	if err != nil {
+		l.close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// contentReader reads the content frames of one object.
+type contentReader struct {
+	l    *link
+	Size int64
+}
+
+// askContent asks for an object's content.
+func (l *link) askContent(id op.ID) (*contentReader, error) {
+	l.deadline(fetchIdle)
+	if err := l.sendJSON(frameRequest, request{Content: id}); err != nil {
+		return nil, err
+	}
+	var a contentReply
+	if err := l.expect(frameReply, &a); err != nil {
+		return nil, err
+	}
+	if a.None {
+		return nil, &PeerError{l.peer, CodeNotFound, a.Why}
+	}
+	return &contentReader{l, a.Size}, nil
+}
+
+// next returns the next piece, which is valid until the next read; io.EOF after
+// the last one.
+func (c *contentReader) next() ([]byte, error) {
+	c.l.deadline(fetchIdle)
+	f, err := c.l.next()
+	switch {
+	case err != nil:
+		return nil, noEOF(err)
+	case f.typ == frameRefuse:
+		return nil, c.l.refused(f)
+	case f.typ != frameContent:
+		return nil, fmt.Errorf("%w: type %d within content", ErrWire, f.typ)
+	case len(f.body) == 0:
+		return nil, io.EOF
+	}
+	return f.body, nil
+}
+
+// noEOF keeps the end of a connection from looking like the end of content.
+func noEOF(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// serveFetch answers questions for content until the asker hangs up.
+func (r *Member) serveFetch(ctx context.Context, l *link) {
+	l.deadline(fetchIdle)
+	if l.sendJSON(frameWelcome, welcome{Protocol: Protocol, Node: r.Node, StoreID: r.storeID(), Slot: r.ID}) != nil {
+		return
+	}
+	for {
+		l.deadline(fetchIdle)
+		f, err := l.next()
+		if err != nil {
+			return
+		}
+		var q request
+		if f.typ != frameRequest || json.Unmarshal(f.body, &q) != nil || q.Content == 0 {
+			l.turnAway(CodeProtocol, "not a request for content")
+			return
+		}
+		if err := r.sendContent(ctx, l, q.Content); err != nil {
+			return
+		}
+	}
+}
+
+// sendContent sends an object's content, as verified by the slot. If reading
+// fails in the middle the connection ends without the last piece.
+func (r *Member) sendContent(ctx context.Context, l *link, id op.ID) error {
+	c, err := r.Slot.Content(ctx, id)
+	if err != nil {
+		why := err.Error()
+		if errors.Is(err, meta.ErrNotExist) {
+			why = fmt.Sprintf("no id %d on %s", id, r.Node)
+		}
+		return l.sendJSON(frameReply, contentReply{None: true, Why: why})
+	}
+	defer c.Close()
+	if err := l.sendJSON(frameReply, contentReply{Size: -1}); err != nil {
+		return err
+	}
+	buf := make([]byte, 256<<10)
+	for {
+		n, err := io.ReadFull(c, buf)
+		if n > 0 {
+			l.deadline(fetchIdle)
+			if err := l.send(frameContent, buf[:n]); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			return l.send(frameContent, nil)
+		}
+		if err != nil {
+			l.turnAway(CodeFailed, err.Error())
+			return err
+		}
+	}
+}

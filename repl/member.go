@@ -1,0 +1,489 @@
+package repl
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"slotfs/meta"
+	"slotfs/meta/op"
+	"slotfs/meta/oplog"
+)
+
+// Keys of log attributes.
+const (
+	keyStore = "store"
+	keyPeer  = "peer"
+	keyEpoch = "epoch"
+	keySeq   = "seq"
+	keyErr   = "err"
+)
+
+// DefaultTimeout is how long a replica may be silent.
+const DefaultTimeout = 1500 * time.Millisecond
+
+// maxEvents is how many events State keeps.
+const maxEvents = 50
+
+// Slot is what replication needs of a slot besides its log.
+type Slot interface {
+	SetStore(meta.StoreID) error // of a slot without store: remember it durably
+	StoreID() meta.StoreID       // zero until the first EpochBegin is applied
+	Fault(error)
+	Faulted() error
+	// Content is an object's content, verified.
+	Content(ctx context.Context, id op.ID) (io.ReadCloser, error)
+}
+
+// Options is what a member needs. All but the marked fields are required.
+type Options struct {
+	Node    string // this node's name
+	Cluster string // the cluster's id
+	Store   string // the store's name
+	ID      op.SlotID
+	Dir     string // the slot's data directory; the notes are kept there
+	Log     *oplog.Log
+	Slot    Slot
+	Resync  Resyncer // optional: without it a slot cannot be resynced
+	Peers   Peers
+	Hooks   Hooks
+	TLS     *tls.Config // for connecting to other nodes
+
+	Timeout    time.Duration // optional: replica_timeout
+	StopOnLoss bool          // on_replica_loss = "stop"
+	Local      bool          // durability = "local"
+	LogMax     int64         // optional: bytes of log kept for absent replicas; 1 GiB
+	Logger     *slog.Logger  // optional
+	OnEvent    func(Event)   // optional; must not block
+}
+
+// Member is one slot's part in the replication of its store.
+type Member struct {
+	Options
+	logger *slog.Logger
+	start  time.Time
+	in     queue
+	ctx    context.Context // ends when the member has stopped
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	gone   chan struct{} // closed when Run has returned
+
+	// Of the loop's goroutine alone.
+	m      *machine
+	follow *follower
+
+	noteMu sync.Mutex    // held while the notes are written; before mu
+	saved  atomic.Uint64 // epoch of the last history that the notes have
+
+	mu       sync.Mutex // guards what follows; never held while waiting
+	notes    notes
+	hist     history
+	histAt   op.Pos // Log.Last() when hist was made, by epoch
+	table    map[op.SlotID]PeerSlot
+	senders  map[op.SlotID]*sender
+	pub      published
+	events   []Event
+	lastErr  string
+	errTime  time.Time
+	progress *Progress
+	waiters  map[uint64]chan error
+	nextID   uint64
+	running  bool
+	heard    time.Time
+	from     string
+
+	leading atomic.Bool // replicas may stream from here
+	role    atomic.Value
+	changed notifier
+}
+
+// published is what the loop tells State.
+type published struct {
+	role    Role
+	since   time.Time
+	doing   string
+	split   string
+	epoch   uint64
+	members []op.SlotID
+	primary op.SlotID
+	target  op.SlotID
+	peers   map[op.SlotID]PeerState
+}
+
+// New makes a member; Run starts it.
+func New(o Options) (*Member, error) {
+	if o.Timeout == 0 {
+		o.Timeout = DefaultTimeout
+	}
+	if o.LogMax == 0 {
+		o.LogMax = 1 << 30
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	n, err := readNotes(o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	r := &Member{
+		Options: o, logger: o.Logger.With(keyStore, o.Store), start: time.Now(), notes: n,
+		table: map[op.SlotID]PeerSlot{}, senders: map[op.SlotID]*sender{}, waiters: map[uint64]chan error{},
+		gone: make(chan struct{}), heard: n.Heard, from: n.From,
+	}
+	r.in.wake = make(chan struct{}, 1)
+	r.role.Store(Replica)
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	r.hist = n.Epochs
+	r.saved.Store(n.Epochs.last().Pos.Epoch)
+	r.m = newMachine(o.ID, o.Timeout, o.StopOnLoss, r.label, r.start)
+	r.pub = published{role: Replica, since: r.start}
+	r.refresh()
+	if err := r.knowStore(); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// Run takes part in the store's replication until ctx ends; a primary is then
+// unmounted and what it accepted committed.
+func (r *Member) Run(ctx context.Context) error {
+	r.mu.Lock()
+	r.running = true
+	r.mu.Unlock()
+	defer close(r.gone)
+	tick := time.NewTicker(r.tick())
+	defer tick.Stop()
+	peers := r.Peers.Changed()
+	r.step(evPeers{r.listPeers()})
+	stop := ctx.Done()
+	ending := false
+	for {
+		select {
+		case <-stop:
+			stop, ending = nil, true
+		case <-peers:
+			peers = r.Peers.Changed()
+			r.step(evPeers{r.listPeers()})
+		case <-r.in.wake:
+			for _, e := range r.in.take() {
+				r.step(e)
+			}
+		case <-tick.C:
+			r.step(evAcks{r.takeAcks()})
+		}
+		if ending && r.ended() {
+			break
+		}
+	}
+	r.shutdown()
+	return nil
+}
+
+// ended brings the role to an end; true when nothing is left to do.
+func (r *Member) ended() bool {
+	if r.m.op != nil {
+		if r.m.op.kind != opPromote || r.m.op.phase >= phaseBegin {
+			return false // let it finish first
+		}
+		return true
+	}
+	if r.m.role == Primary {
+		r.step(evDemote{reason: "slotfs stops", stopping: true})
+		return false
+	}
+	return true
+}
+
+func (r *Member) shutdown() {
+	r.leading.Store(false)
+	r.cancel()
+	r.unfollow()
+	r.closeSenders("slotfs stops")
+	r.wg.Wait()
+	r.saveNotes()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.running = false
+	for id, c := range r.waiters {
+		c <- ErrStopped
+		delete(r.waiters, id)
+	}
+}
+
+// tick is how often time is looked at: often enough for the timeout to mean
+// something.
+func (r *Member) tick() time.Duration {
+	return min(max(r.Timeout/15, 5*time.Millisecond), 100*time.Millisecond)
+}
+
+// listPeers asks gossip, and remembers the addresses.
+func (r *Member) listPeers() []PeerSlot {
+	slots := r.Peers.Slots(r.Store)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range slots {
+		r.table[s.Slot] = s
+	}
+	return slots
+}
+
+func (r *Member) address(slot op.SlotID) (PeerSlot, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s, ok := r.table[slot]
+	return s, ok
+}
+
+// label names a slot that the machine has no name for.
+func (r *Member) label(slot op.SlotID) string {
+	if slot == r.ID {
+		return r.Node
+	}
+	if s, ok := r.address(slot); ok && s.Node != "" {
+		return s.Node
+	}
+	return "slot " + slot.String()[:8]
+}
+
+// view is what is true of the slot now.
+func (r *Member) view() view {
+	r.refresh()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	v := view{
+		last: r.Log.Last(), hist: r.hist, durable: r.Log.Durable.Get(), committed: r.Log.Committed.Get(),
+		applied: r.Log.Applied.Get(), demoted: r.notes.Demoted, sealed: r.Log.Sealed(),
+		yield: r.notes.Yield, heard: r.heard, heardFrom: r.from,
+	}
+	v.hasStore = v.last.Seq > 0
+	v.adopted = !v.hasStore && !r.Slot.StoreID().IsZero()
+	if r.Resync != nil {
+		v.resync = r.Resync.Resyncing()
+	}
+	if err := r.faulted(); err != nil {
+		v.faulted = err.Error()
+	}
+	return v
+}
+
+func (r *Member) faulted() error {
+	if err := r.Slot.Faulted(); err != nil {
+		return err
+	}
+	if err := r.Log.Appended.Err(); errors.Is(err, oplog.ErrFaulted) {
+		return err
+	}
+	return nil
+}
+
+// refresh brings hist up to what the log holds.
+func (r *Member) refresh() {
+	last := r.Log.Last()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if last.Epoch == r.histAt.Epoch && last.Seq >= r.histAt.Seq && r.histAt.Seq > 0 {
+		r.histAt = last
+		return
+	}
+	r.histAt = last
+	r.hist = r.hist.with(r.Log.Epochs(), last)
+}
+
+// step hands one event to the machine and carries out the effects.
+func (r *Member) step(e event) {
+	fx := r.m.step(time.Now(), r.view(), e)
+	for _, f := range fx {
+		r.execute(f)
+	}
+	r.publish(len(fx) > 0)
+	if r.hist.last().Pos.Epoch != r.saved.Load() {
+		r.saveNotes()
+	}
+}
+
+// post queues an event; it never blocks.
+func (r *Member) post(e event) { r.in.put(e) }
+
+// spawn runs f in a goroutine that the member waits for at its end.
+func (r *Member) spawn(f func(ctx context.Context)) {
+	r.wg.Go(func() { f(r.ctx) })
+}
+
+// saveNotes makes the notes durable as they are.
+func (r *Member) saveNotes() {
+	if err := r.note(func(*notes) {}); err != nil {
+		r.fail(err)
+	}
+}
+
+// note changes the notes and makes them durable before it returns. It is for
+// any goroutine.
+func (r *Member) note(change func(*notes)) error {
+	r.noteMu.Lock()
+	defer r.noteMu.Unlock()
+	r.mu.Lock()
+	change(&r.notes)
+	r.notes.Epochs, r.notes.Heard, r.notes.From = r.hist, r.heard, r.from
+	n := r.notes
+	r.mu.Unlock()
+	if err := n.write(r.Dir); err != nil {
+		return err
+	}
+	r.saved.Store(n.Epochs.last().Pos.Epoch)
+	return nil
+}
+
+// forget drops what the slot remembers of epochs that began after seq, because
+// its log was cut there.
+func (r *Member) forget(after uint64) {
+	r.mu.Lock()
+	r.hist = slices.DeleteFunc(slices.Clone(r.hist), func(e epochStart) bool { return e.Pos.Seq > after })
+	r.histAt = op.Pos{}
+	r.mu.Unlock()
+	r.refresh()
+}
+
+// fail notes an error that has no other reader.
+func (r *Member) fail(err error) {
+	r.mu.Lock()
+	same := r.lastErr == err.Error() && time.Since(r.errTime) < time.Minute
+	r.lastErr = err.Error()
+	if !same {
+		r.errTime = time.Now()
+	}
+	r.mu.Unlock()
+	if !same {
+		r.logger.Warn("replication", keyErr, err)
+	}
+	r.changed.notify()
+}
+
+// tell makes an event known.
+func (r *Member) tell(alert bool, text string) {
+	e := Event{Time: time.Now(), Alert: alert, Text: text}
+	r.mu.Lock()
+	r.events = append(r.events, e)
+	if n := len(r.events) - maxEvents; n > 0 {
+		r.events = append(r.events[:0], r.events[n:]...)
+	}
+	r.mu.Unlock()
+	if alert {
+		r.logger.Error(text)
+	} else {
+		r.logger.Info(text)
+	}
+	if r.OnEvent != nil {
+		r.OnEvent(e)
+	}
+	r.changed.notify()
+}
+
+// Promote makes this slot primary. The error of a refusal is a full sentence
+// and wraps ErrRefused.
+func (r *Member) Promote(ctx context.Context, o PromoteOptions) error {
+	return r.command(ctx, func(id uint64) event { return evPromote{id, o} })
+}
+
+// Demote makes the primary a replica: unmounted, everything committed. It does
+// not become primary again by itself.
+func (r *Member) Demote(ctx context.Context) error {
+	return r.command(ctx, func(id uint64) event { return evDemote{id: id, reason: "demoted by operator"} })
+}
+
+// Rejoin is the operator's choice between two histories: with giveUpMine this
+// slot's branch goes into rescue/, and the slot follows the primary.
+func (r *Member) Rejoin(ctx context.Context, giveUpMine bool) error {
+	return r.command(ctx, func(id uint64) event { return evRejoin{id, giveUpMine} })
+}
+
+func (r *Member) command(ctx context.Context, made func(id uint64) event) error {
+	c := make(chan error, 1)
+	r.mu.Lock()
+	if !r.running {
+		r.mu.Unlock()
+		return ErrStopped
+	}
+	r.nextID++
+	id := r.nextID
+	r.waiters[id] = c
+	r.mu.Unlock()
+	r.post(made(id))
+	select {
+	case err := <-c:
+		return err
+	case <-r.gone:
+		return ErrStopped
+	case <-ctx.Done():
+		r.mu.Lock()
+		delete(r.waiters, id)
+		r.mu.Unlock()
+		return fmt.Errorf("still going on: %w", ctx.Err())
+	}
+}
+
+// reply answers the caller of a command.
+func (r *Member) reply(id uint64, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c := r.waiters[id]; c != nil {
+		c <- err
+		delete(r.waiters, id)
+	}
+}
+
+// queue holds events for the loop without a bound: whoever posts must never
+// wait for the loop, which may be waiting for him.
+type queue struct {
+	mu   sync.Mutex
+	list []event
+	wake chan struct{} // cap 1
+}
+
+func (q *queue) put(e event) {
+	q.mu.Lock()
+	q.list = append(q.list, e)
+	q.mu.Unlock()
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (q *queue) take() []event {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	l := q.list
+	q.list = nil
+	return l
+}
+
+// notifier closes a channel at every change.
+type notifier struct {
+	mu sync.Mutex
+	c  chan struct{}
+}
+
+func (n *notifier) changed() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.c == nil {
+		n.c = make(chan struct{})
+	}
+	return n.c
+}
+
+func (n *notifier) notify() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.c != nil {
+		close(n.c)
+		n.c = nil
+	}
+}

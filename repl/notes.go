@@ -1,0 +1,100 @@
+package repl
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// notesFile is the file in a slot's data directory that holds the notes.
+const notesFile = "repl.json"
+
+// notesFormat is the version of notes that this program writes.
+const notesFormat = 1
+
+// notes is what a slot must remember about its role that is not in its log: the
+// log forgets epochs when it is trimmed, and an operator's word is in no log.
+type notes struct {
+	Format int `json:"format"`
+	// Epochs is the history as of the last write; the log may know later ones.
+	Epochs history `json:"epochs"`
+	// Prepared is the epoch that this slot told a primary it may join.
+	Prepared uint64 `json:"prepared,omitempty"`
+	// Demoted is the epoch in which an operator demoted this slot: it does not
+	// resume that one by itself.
+	Demoted uint64 `json:"demoted,omitempty"`
+	// Yield: the operator gave up this slot's branch.
+	Yield bool `json:"yield,omitempty"`
+	// Heard is when, and From which node, a primary was last heard.
+	Heard time.Time `json:"heard,omitzero"`
+	From  string    `json:"from,omitempty"`
+}
+
+// readNotes reads the notes of the data directory dir; a slot without any has
+// the zero ones.
+func readNotes(dir string) (notes, error) {
+	n := notes{Format: notesFormat}
+	path := filepath.Join(dir, notesFile)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return n, nil
+	}
+	if err != nil {
+		return n, fmt.Errorf("read notes: %w", err)
+	}
+	if err := json.Unmarshal(b, &n); err != nil {
+		return n, fmt.Errorf("read notes %s: %w", path, err)
+	}
+	if n.Format > notesFormat {
+		return n, fmt.Errorf("read notes %s: written by a newer version (format %d, this program knows %d)", path, n.Format, notesFormat)
+	}
+	return n, nil
+}
+
+// write makes the notes durable.
+func (n notes) write(dir string) error {
+	b, err := json.MarshalIndent(n, "", "\t")
+	if err != nil {
+		return fmt.Errorf("write notes: %w", err)
+	}
+	if err := replaceFile(filepath.Join(dir, notesFile), append(b, '\n')); err != nil {
+		return fmt.Errorf("write notes: %w", err)
+	}
+	return nil
+}
+
+// replaceFile writes a file so that a crash leaves the old or the new one.
+func replaceFile(path string, b []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = f.Close()
+			_ = os.Remove(f.Name())
+		}
+	}()
+	if _, err := f.Write(b); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	d, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

@@ -1,0 +1,375 @@
+package repl
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"slotfs/meta/op"
+)
+
+// machine decides what a slot does for its store. It is pure: it has no clock,
+// goroutine or socket. The driver (Member) calls step with the time, what is
+// true of the slot, and one event; it carries out the effects in order and
+// reports what came of them as further events.
+type machine struct {
+	self    op.SlotID
+	name    func(op.SlotID) string // for messages: the slot's node
+	timeout time.Duration          // silence after which a peer is lost
+	stop    bool                   // on_replica_loss = "stop": never drop one
+
+	now     time.Time
+	v       view
+	role    Role
+	leading bool   // the log leads: from the epoch's begin until the step down
+	epoch   uint64 // while leading: the epoch; may be ahead of v.hist for a moment
+	members []op.SlotID
+	peers   map[op.SlotID]*peer
+	op      *operation // what an operator, or the boot rule, asked for
+	target  op.SlotID  // while following: whom
+	session uint64     // number of the last effFollow
+	retry   time.Time  // no attempt to follow before this
+	resumes time.Time  // no attempt to resume before this
+	said    string     // why the last attempt to resume failed
+	probed  time.Time  // when all peers were asked last
+	booted  time.Time
+	doing   string
+	split   string // diverged: why; empty if not
+	changes bool   // an EpochBegin of ours is on its way to the disk
+	// owesRequire: the log is to be told anew for whom commits wait, afterwards.
+	owesRequire bool
+
+	fx []effect
+}
+
+// view is what the driver knows of its own slot at the time of an event.
+type view struct {
+	last      op.Pos
+	hist      history
+	sealed    uint64
+	durable   uint64
+	committed uint64
+	applied   uint64
+	hasStore  bool   // its log is not empty
+	adopted   bool   // it is empty, but known to belong to a store
+	demoted   uint64 // epoch that an operator ended here
+	yield     bool
+	resync    bool // a resync is unfinished
+	faulted   string
+	heard     time.Time // when a primary was last heard
+	heardFrom string
+}
+
+// peer is another slot of the store.
+type peer struct {
+	slot  op.SlotID
+	node  string
+	alive bool // says gossip
+	info  answer
+	// When info was proven by the peer itself; zero: gossip only.
+	answered time.Time
+	failed   time.Time // last question without answer
+	refused  time.Time // last refused connection: no process there
+	asking   bool
+
+	// Of a replica that streams from us.
+	joined   bool
+	local    bool
+	left     time.Time // when it was last seen to go, or we began to lead
+	acks     acks
+	targetAt time.Time // since when acks.durable is below target without progress
+	target   uint64
+	entry    entryStage
+	entryAt  time.Time
+	mark     uint64    // entryRequired: what must be durable there
+	again    time.Time // no new attempt at re-entry before this
+	backoff  time.Duration
+}
+
+// acks is what a replica last said, and when.
+type acks struct {
+	received, durable, applied uint64
+	heard                      time.Time
+}
+
+// answer is what a slot says about itself.
+type answer struct {
+	hasStore bool
+	leading  bool
+	last     op.Pos
+	hist     history
+}
+
+// entryStage is how far a replica is on the way into the in-sync set.
+type entryStage uint8
+
+const (
+	entryNone     entryStage = iota // follows
+	entryRequired                   // barriers wait for it too
+	entryPrepared                   // asked to note that it may join the next epoch
+	entryBegin                      // its EpochBegin is on the way
+)
+
+// The order of re-entry starts when a replica is at most this far behind.
+const (
+	windowEntries = 1024
+	retryEntry    = 2 * time.Second // after a failed re-entry; doubles
+	maxRetryEntry = time.Minute
+	probeEvery    = time.Second
+)
+
+// operation is a change of role that takes several steps.
+type operation struct {
+	id      uint64 // of the caller who waits; 0: nobody
+	kind    opKind
+	auto    bool // resuming at boot: no operator's word
+	opts    PromoteOptions
+	reason  string
+	started time.Time
+	phase   opPhase
+	epoch   uint64 // of the epoch that it begins
+	members []op.SlotID
+	create  bool
+}
+
+type opKind uint8
+
+const (
+	opPromote opKind = iota + 1
+	opDemote
+	opSupersede
+)
+
+type opPhase uint8
+
+const (
+	phaseAsk     opPhase = iota + 1 // peers are being asked
+	phaseTail                       // a member's longer tail is being fetched
+	phaseBegin                      // EpochBegin appended; waiting until it is applied
+	phaseMount                      // mounting
+	phaseUnmount                    // unmounting
+	phaseDrain                      // committing what was accepted
+)
+
+func newMachine(self op.SlotID, timeout time.Duration, stop bool, name func(op.SlotID) string, now time.Time) *machine {
+	return &machine{self: self, name: name, timeout: timeout, stop: stop, now: now, booted: now,
+		role: Replica, peers: map[op.SlotID]*peer{}}
+}
+
+// step takes one event and gives the effects that follow from it.
+func (m *machine) step(now time.Time, v view, e event) []effect {
+	m.now, m.v, m.fx = now, v, nil
+	switch e := e.(type) {
+	case evTick:
+	case evPeers:
+		m.onPeers(e)
+	case evAnswer:
+		m.onAnswer(e)
+	case evNoAnswer:
+		m.onNoAnswer(e)
+	case evJoin:
+		m.onJoin(e)
+	case evLeave:
+		m.onLeave(e)
+	case evAcks:
+		m.onAcks(e)
+	case evPrepared:
+		m.onPrepared(e)
+	case evBegun:
+		m.onBegun(e)
+	case evFollowEnded:
+		m.onFollowEnded(e)
+	case evTail:
+		m.onTail(e)
+	case evReady:
+		m.onReady(e)
+	case evMounted:
+		m.onMounted(e)
+	case evUnmounted:
+		m.onUnmounted(e)
+	case evDrained:
+		m.onDrained(e)
+	case evPromote:
+		m.onPromote(e)
+	case evDemote:
+		m.onDemote(e)
+	case evRejoin:
+		m.onRejoin(e)
+	}
+	m.think()
+	return m.fx
+}
+
+// think does what the passing of time and the present state ask for; it runs
+// after every event.
+func (m *machine) think() {
+	if m.v.faulted != "" {
+		m.stopForFault()
+		return
+	}
+	if m.leading {
+		m.lead()
+	}
+	switch {
+	case m.op != nil:
+		m.advance()
+	case m.role == Replica:
+		m.follow()
+	case m.role == Primary:
+		m.look()
+	}
+}
+
+// stopForFault: a faulted slot neither follows nor acknowledges; the driver has
+// closed its streams. It recovers at the next start.
+func (m *machine) stopForFault() {
+	m.doing = "faulted: restart the process to recover"
+	if m.op != nil {
+		m.finish(fmt.Errorf("slot is faulted: %s", m.v.faulted))
+	}
+	if !m.target.IsZero() {
+		m.do(effUnfollow{})
+		m.target = op.SlotID{}
+	}
+}
+
+func (m *machine) do(e effect) { m.fx = append(m.fx, e) }
+
+func (m *machine) event(alert bool, format string, args ...any) {
+	m.do(effEvent{alert: alert, words: fmt.Sprintf(format, args...)})
+}
+
+func (m *machine) peer(slot op.SlotID) *peer {
+	p := m.peers[slot]
+	if p == nil {
+		p = &peer{slot: slot}
+		m.peers[slot] = p
+	}
+	return p
+}
+
+// others lists the peers in a fixed order, so that a run can be repeated.
+func (m *machine) others() []*peer {
+	out := make([]*peer, 0, len(m.peers))
+	for _, p := range m.peers {
+		out = append(out, p)
+	}
+	slices.SortFunc(out, func(a, b *peer) int { return slices.Compare(a.slot[:], b.slot[:]) })
+	return out
+}
+
+func (m *machine) isMember(slot op.SlotID) bool { return slices.Contains(m.members, slot) }
+
+// label names a slot for people.
+func (m *machine) label(slot op.SlotID) string {
+	if p := m.peers[slot]; p != nil && p.node != "" {
+		return p.node
+	}
+	return m.name(slot)
+}
+
+func (m *machine) labels(slots []op.SlotID) string {
+	out := make([]string, len(slots))
+	for i, s := range slots {
+		out[i] = m.label(s)
+	}
+	return strings.Join(out, ", ")
+}
+
+func (m *machine) onPeers(e evPeers) {
+	for _, p := range m.peers {
+		p.alive = false
+	}
+	for _, s := range e.slots {
+		if s.Slot.IsZero() || s.Slot == m.self {
+			continue
+		}
+		p := m.peer(s.Slot)
+		p.node, p.alive = s.Node, s.Alive
+		if p.answered.IsZero() {
+			p.info.hasStore = !s.Store.IsZero()
+		}
+		// Gossip is a reason to ask, not an answer.
+		if s.Alive && (s.Role == Primary || s.Role == Demoting) && !p.info.leading && !m.leading {
+			m.ask(p)
+		}
+		if s.Alive && m.leading && s.Epoch > m.epoch {
+			m.ask(p)
+		}
+	}
+}
+
+// ask sends a question about the peer's state; the answer is an event.
+func (m *machine) ask(p *peer) {
+	if !p.asking {
+		p.asking = true
+		m.do(effAsk{p.slot})
+	}
+}
+
+func (m *machine) askAll() {
+	m.probed = m.now
+	for _, p := range m.others() {
+		m.ask(p)
+	}
+}
+
+func (m *machine) onAnswer(e evAnswer) {
+	p := m.peer(e.slot)
+	if !e.poke {
+		p.asking = false
+	}
+	p.answered, p.info, p.alive = m.now, e.answer, true
+	if e.node != "" {
+		p.node = e.node
+	}
+	if e.leading && !m.leading && m.op == nil && m.target != e.slot {
+		m.retry = time.Time{} // follow at once
+	}
+	m.compare(p)
+}
+
+// compare judges the history of a peer that has just told it.
+func (m *machine) compare(p *peer) {
+	if !p.info.hasStore || !m.v.hasStore || m.v.yield {
+		return
+	}
+	epoch, ok := m.v.hist.conflict(p.info.hist)
+	if !ok {
+		return
+	}
+	text := fmt.Sprintf("this slot and the one on %s both have an epoch %d that began differently: two primaries were made independently; "+
+		"choose whose branch survives, and run \"slotfs rejoin --give-up-mine\" on the other node", m.label(p.slot), epoch)
+	if m.split != text {
+		m.split = text
+		m.event(true, "diverged: %s", text)
+	}
+}
+
+func (m *machine) onNoAnswer(e evNoAnswer) {
+	p := m.peer(e.slot)
+	p.asking = false
+	p.failed = m.now
+	p.info.leading = false
+	if e.refused {
+		p.refused = m.now
+	}
+}
+
+// finish answers whoever waits for the operation, and ends it.
+func (m *machine) finish(err error) {
+	o := m.op
+	m.op = nil
+	m.doing = ""
+	if o.id != 0 {
+		m.do(effReply{o.id, err})
+	}
+	if err != nil && o.auto {
+		m.resumes = m.now.Add(probeEvery)
+		if m.said != err.Error() {
+			m.said = err.Error()
+			m.event(false, "did not become primary: %v", err)
+		}
+	}
+}

@@ -1,0 +1,229 @@
+package repl
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"slotfs/meta/op"
+)
+
+// What a slot does while its log leads: it watches its replicas, drops the
+// silent ones from the in-sync set and takes back those that caught up.
+
+func (m *machine) onJoin(e evJoin) {
+	p := m.peer(e.slot)
+	p.node, p.alive = e.node, true
+	p.joined, p.local = true, e.local
+	p.entry, p.again, p.backoff = entryNone, time.Time{}, 0
+	p.acks = acks{heard: m.now, durable: e.durable, received: e.durable}
+	p.target, p.targetAt = 0, m.now
+	p.info.leading = false
+	m.split = ""
+	m.event(false, "replica on %s connected at seq %d", m.label(e.slot), e.durable)
+}
+
+func (m *machine) onLeave(e evLeave) {
+	p := m.peer(e.slot)
+	if !p.joined {
+		return
+	}
+	p.joined = false
+	p.left = m.now
+	m.abandon(p)
+	if m.leading {
+		m.event(false, "replica on %s disconnected: %s", m.label(e.slot), e.why)
+		// Is there a process at all? A refused connection is a sure sign.
+		m.ask(p)
+	}
+}
+
+func (m *machine) onAcks(e evAcks) {
+	for slot, a := range e.acks {
+		p := m.peer(slot)
+		if !p.joined {
+			continue
+		}
+		if a.received > p.acks.received || a.durable > p.acks.durable {
+			p.targetAt = m.now
+		}
+		p.acks = a
+		if a.durable >= p.target {
+			p.target, p.targetAt = m.v.last.Seq, m.now
+		}
+	}
+}
+
+// lead runs after every event while the log leads.
+func (m *machine) lead() {
+	if m.changes {
+		return
+	}
+	for _, p := range m.others() {
+		why := m.lost(p)
+		if why == "" {
+			continue
+		}
+		if p.joined {
+			m.do(effHangUp{p.slot, why})
+			p.joined, p.left = false, m.now
+			m.abandon(p)
+		}
+		if m.isMember(p.slot) && !m.stop {
+			m.drop(p, why)
+			return
+		}
+	}
+	for _, p := range m.others() {
+		if m.reenter(p) {
+			return
+		}
+	}
+}
+
+// lost says why p must be taken for lost; empty if it need not be.
+func (m *machine) lost(p *peer) string {
+	switch {
+	case p.joined && m.now.Sub(p.acks.heard) > m.timeout:
+		return fmt.Sprintf("silent for %v", m.now.Sub(p.acks.heard).Round(time.Millisecond))
+	case p.joined && m.waitsFor(p) && m.now.Sub(p.targetAt) > m.timeout:
+		return fmt.Sprintf("acknowledged nothing for %v", m.now.Sub(p.targetAt).Round(time.Millisecond))
+	case p.joined:
+		return ""
+	case p.refused.After(p.left):
+		return "connection refused"
+	case m.now.Sub(p.left) > m.timeout:
+		return fmt.Sprintf("not connected for %v", m.now.Sub(p.left).Round(time.Millisecond))
+	}
+	return ""
+}
+
+// waitsFor is whether commits wait for p.
+func (m *machine) waitsFor(p *peer) bool {
+	return (m.isMember(p.slot) || p.entry != entryNone) && p.acks.durable < p.target
+}
+
+// drop leaves p behind: a new epoch without it.
+func (m *machine) drop(p *peer, why string) {
+	members := slices.DeleteFunc(slices.Clone(m.members), func(s op.SlotID) bool { return s == p.slot })
+	reason := fmt.Sprintf("replica on %s lost: %s", m.label(p.slot), why)
+	m.change(members, reason)
+	if len(members) == 1 {
+		m.event(true, "%s; one copy left", reason)
+	} else {
+		m.event(true, "%s; %d copies left", reason, len(members))
+	}
+}
+
+// change begins the next epoch with another in-sync set.
+func (m *machine) change(members []op.SlotID, reason string) {
+	m.epoch++
+	m.members = members
+	m.changes = true
+	m.do(effChange{epoch: m.epoch, members: members, reason: reason})
+}
+
+// onBegun: the EpochBegin of a change is durable here, and the commit rule is
+// the new one.
+func (m *machine) onBegun(evBegun) {
+	if !m.leading {
+		return
+	}
+	m.changes = false
+	if m.anyEntering() || m.owesRequire {
+		defer m.require()
+	}
+	m.owesRequire = false
+	for _, p := range m.peers {
+		if p.entry == entryBegin && m.isMember(p.slot) {
+			p.entry = entryNone
+			p.target, p.targetAt = m.v.last.Seq, m.now
+			m.event(false, "replica on %s is in sync again", m.label(p.slot))
+		}
+	}
+}
+
+// reenter takes p along the order of re-entry; true if the set is changing.
+func (m *machine) reenter(p *peer) bool {
+	if !p.joined || p.local || m.isMember(p.slot) || m.now.Before(p.again) {
+		return false
+	}
+	if p.entry != entryNone && m.now.Sub(p.entryAt) > 2*m.timeout {
+		m.event(false, "replica on %s is too slow to be in sync", m.label(p.slot))
+		p.backoff = min(max(2*p.backoff, retryEntry), maxRetryEntry)
+		p.again = m.now.Add(p.backoff)
+		m.abandon(p)
+		return false
+	}
+	switch p.entry {
+	case entryNone:
+		// 1. Its lag is within the window.
+		if m.v.last.Seq-min(p.acks.received, m.v.last.Seq) > windowEntries || m.anyEntering() {
+			return false
+		}
+		// 2. Every new barrier also waits for it.
+		p.entry, p.entryAt, p.mark = entryRequired, m.now, m.v.last.Seq
+		p.target, p.targetAt = m.v.last.Seq, m.now
+		m.require()
+	case entryRequired:
+		// 3. It has fsynced everything acknowledged: up to mark here; what came
+		// later was acknowledged by it, too.
+		if p.acks.durable < p.mark {
+			return false
+		}
+		// 4. It notes durably that it may join the next epoch.
+		p.entry = entryPrepared
+		m.do(effPrepare{p.slot, m.epoch + 1})
+	}
+	return false
+}
+
+func (m *machine) anyEntering() bool {
+	for _, p := range m.peers {
+		if p.entry != entryNone {
+			return true
+		}
+	}
+	return false
+}
+
+// onPrepared: 5. the epoch that has it in its set begins.
+func (m *machine) onPrepared(e evPrepared) {
+	p := m.peer(e.slot)
+	if p.entry != entryPrepared || !m.leading || m.changes {
+		return
+	}
+	if e.epoch != m.epoch+1 {
+		// Another change came between: prepare for the right one.
+		m.do(effPrepare{p.slot, m.epoch + 1})
+		return
+	}
+	p.entry = entryBegin
+	m.change(append(slices.Clone(m.members), p.slot), fmt.Sprintf("replica on %s caught up", m.label(p.slot)))
+}
+
+// abandon ends p's way into the set; barriers wait for it no longer.
+func (m *machine) abandon(p *peer) {
+	was := p.entry
+	p.entry = entryNone
+	if (was == entryRequired || was == entryPrepared) && m.leading {
+		m.require()
+	}
+}
+
+// require tells the log for whom commits wait.
+func (m *machine) require() {
+	if m.changes {
+		// The log counts old and new members until the EpochBegin is durable;
+		// telling it now would end that early.
+		m.owesRequire = true
+		return
+	}
+	need := slices.DeleteFunc(slices.Clone(m.members), func(s op.SlotID) bool { return s == m.self })
+	for _, p := range m.others() {
+		if p.entry != entryNone && !slices.Contains(need, p.slot) {
+			need = append(need, p.slot)
+		}
+	}
+	m.do(effRequire{m.epoch, need})
+}

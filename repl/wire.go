@@ -1,0 +1,77 @@
+package repl
+
+import (
+	"encoding/json"
+
+	"slotfs/meta"
+	"slotfs/meta/op"
+)
+
+// Protocol is the version of the conversation that this program speaks. A node
+// that is greeted with a higher one refuses.
+const Protocol = 1
+
+// purpose is what a connection is for; its first frame says so.
+type purpose string
+
+const (
+	forStream purpose = "stream" // a replica asks the primary for the entries after its own
+	forTail   purpose = "tail"   // a slot on the path to primary asks for a member's longer tail
+	forFetch  purpose = "fetch"  // content by id and checksum
+	forResync purpose = "resync" // objects of a snapshot
+	forStatus purpose = "status" // what a node's slots are; also tells what the asker is
+)
+
+// hello is the first frame of every connection.
+type hello struct {
+	Protocol int          `json:"protocol"`
+	For      purpose      `json:"for"`
+	Cluster  string       `json:"cluster"`
+	Node     string       `json:"node"`
+	Store    string       `json:"store"` // empty: a question about the node
+	StoreID  meta.StoreID `json:"store_id"`
+	Slot     op.SlotID    `json:"slot"`
+	Role     Role         `json:"role,omitempty"`
+	Leading  bool         `json:"leading,omitempty"` // Role primary, or about to be
+	Local    bool         `json:"local,omitempty"`   // durability "local"
+	Last     op.Pos       `json:"last"`
+	Applied  uint64       `json:"applied,omitempty"`
+	History  history      `json:"history,omitempty"`
+	Yield    bool         `json:"yield,omitempty"` // the operator gave up this slot's branch
+}
+
+// welcome grants what a hello asked for.
+type welcome struct {
+	Protocol  int             `json:"protocol"`
+	Node      string          `json:"node"`
+	StoreID   meta.StoreID    `json:"store_id"`
+	Slot      op.SlotID       `json:"slot"`
+	Common    op.Pos          `json:"common"` // stream, tail: entries follow after it
+	Committed uint64          `json:"committed,omitempty"`
+	Last      op.Pos          `json:"last"`
+	History   history         `json:"history,omitempty"`
+	TimeoutMS int64           `json:"timeout_ms,omitempty"` // stream: silence after which the other is lost
+	Slots     []SlotStatus    `json:"slots,omitempty"`      // status
+	Info      json.RawMessage `json:"info,omitempty"`       // status: what the node adds
+}
+
+// SlotStatus is what a node answers about one of its slots.
+type SlotStatus struct {
+	Store    string       `json:"store"`
+	StoreID  meta.StoreID `json:"store_id"`
+	Slot     op.SlotID    `json:"slot"`
+	Role     Role         `json:"role"`
+	Leading  bool         `json:"leading"` // primary, or has begun its epoch
+	Last     op.Pos       `json:"last"`
+	Applied  uint64       `json:"applied"`
+	History  history      `json:"history"`
+	Faulted  string       `json:"faulted,omitempty"`
+	Diverged string       `json:"diverged,omitempty"`
+}
+
+// NodeStatus is what a node answers about itself.
+type NodeStatus struct {
+	Node  string          `json:"node"`
+	Slots []SlotStatus    `json:"slots"`
+	Info  json.RawMessage `json:"info,omitempty"` // made by Server.Info over there
+}
