@@ -44,7 +44,7 @@ func Dial(addr string) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{conn: conn, r: bufio.NewReader(conn), Timeout: time.Minute}
-	if _, err := c.expect(220); err == nil {
+	if _, err = c.expect(220); err == nil {
 		err = c.command(250, "LHLO localhost")
 	}
 	if err != nil {
