@@ -55,8 +55,8 @@ integration: race ## the tests of the built binary
 	@SLOTFS_BIN=$(CURDIR)/bin/slotfs-race $(GO) test -race -count=1 -p 1 -timeout $(TIMEOUT) $(run_flag) ./integration/...
 
 fuzz: ## every fuzz test for FUZZTIME
-	@set -e; for pkg in $$($(GO) list ./...); do \
-		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r pkg; do \
+		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
 			echo "$$pkg $$f"; \
 			$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg; \
 		done; \
@@ -78,8 +78,9 @@ demo: deps build ## two nodes, a Dovecot, a killed primary; KEEP=1 leaves all ru
 demo-stop: build ## end what `make demo KEEP=1` left running
 	@SLOTFS_BIN=$(CURDIR)/$(BIN) $(GO) run ./integration/demo -stop
 
-soak: deps build ## ROUNDS rounds of load and kill -9, from SEED
-	@SLOTFS_BIN=$(CURDIR)/$(BIN) $(GO) run ./integration/soak -rounds $(ROUNDS) $(if $(SEED),-seed $(SEED))
+soak: deps build ## ROUNDS rounds of load and kill -9, and of lost power, from SEED
+	@SLOTFS_BIN=$(CURDIR)/$(BIN) SLOTFS_SOAK_ROUNDS=$(ROUNDS) SLOTFS_SEED=$(SEED) \
+		$(GO) test -v -count=1 -timeout 0 -run '^(TestKill|TestPowerLoss)' ./integration
 
 install: build ## PREFIX/sbin/slotfs and the systemd unit
 	install -D -m 755 $(BIN) $(DESTDIR)$(or $(PREFIX),/usr/local)/sbin/slotfs

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -91,22 +90,13 @@ func countRequests(m *mailLoad, read func() (map[string]float64, error)) ([]requ
 
 // fuseRequests reads a node's counters of FUSE requests, by opcode.
 func fuseRequests(n *cluster.Node) (map[string]float64, error) {
-	all, err := n.Metrics()
+	traffic, err := n.Traffic()
 	if err != nil {
 		return nil, err
 	}
 	counts := map[string]float64{}
-	for name, v := range all {
-		labels, ok := strings.CutPrefix(name, "slotfs_fuse_requests_total{")
-		if !ok {
-			continue
-		}
-		_, op, _ := strings.Cut(labels, `op="`)
-		op, _, _ = strings.Cut(op, `"`)
-		counts[op] += v
-	}
-	if len(counts) == 0 {
-		return nil, errors.New("no metric slotfs_fuse_requests_total")
+	for op, v := range traffic {
+		counts[op] = float64(v)
 	}
 	return counts, nil
 }
