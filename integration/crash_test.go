@@ -104,7 +104,11 @@ func TestPowerLoss(t *testing.T) {
 			t.Logf("  %s: unsynced writes: %d kept, %d dropped, %d torn", victims[i].Name, loss.Kept, loss.Dropped, loss.Torn)
 		}
 	}
-	c.run(s, rounds(t, 20))
+	n := 20
+	if soak := rounds(t, 0); soak > 0 {
+		n = (soak + 3) / 4 // they take longer
+	}
+	c.run(s, n)
 }
 
 // crasher runs rounds of load, crash, recovery and check.
