@@ -1,6 +1,7 @@
 package op
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -70,6 +71,16 @@ func (d Digest) String() string { return fmt.Sprintf("%016x%016x", d[0], d[1]) }
 
 // MarshalText makes JSON show the hexadecimal form.
 func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText reads the hexadecimal form.
+func (d *Digest) UnmarshalText(text []byte) error {
+	b, err := hex.DecodeString(string(text))
+	if err != nil || len(b) != 16 {
+		return fmt.Errorf("digest %q: want 32 hexadecimal digits", text)
+	}
+	d[0], d[1] = binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:])
+	return nil
+}
 
 // Sum is the checksum of one file's whole content.
 type Sum struct {
