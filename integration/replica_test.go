@@ -189,3 +189,49 @@ func TestBareMountPoint(t *testing.T) {
 		t.Errorf("the tree is not plain: %v", err)
 	}
 }
+
+// TestTwoHistories: an operator promotes a replica whose primary had gone on
+// alone. Both then have an epoch of one number that began differently. That is
+// recognised, and nothing is thrown away until the operator chooses.
+func TestTwoHistories(t *testing.T) {
+	f := newCluster(t, 2, cluster.Options{})
+	f.expect(provoked...)
+	f.expect("diverged", "two histories")
+	must(t, f.StartPair())
+	n1, n2 := f.Nodes[0], f.Nodes[1]
+	must(t, deliver(n1.Mount, "ann", map[string][]byte{"common": []byte("common\n")}))
+	must(t, n2.Kill())
+	must(t, deliver(n1.Mount, "ann", map[string][]byte{"alone": []byte("only on n1\n")}))
+	must(t, n1.Kill())
+	must(t, n2.Start())
+	var exit *cluster.ExitError
+	if err := n2.Promote(); !errors.As(err, &exit) || exit.Code != 8 {
+		t.Errorf("promote without a word about the old primary: %v; want exit code 8", err)
+	}
+	must(t, n2.Promote("--old-primary-is-down"))
+	must(t, deliver(n2.Mount, "ann", map[string][]byte{"other": []byte("only on n2\n")}))
+	must(t, n1.Start())
+	must(t, f.Wait("n1 to see the two histories", func() error {
+		s, err := n1.Slot()
+		if err != nil {
+			return err
+		}
+		if s.Repl.Diverged == "" || s.Mounted {
+			return fmt.Errorf("mounted: %t, diverged: %q, %s", s.Mounted, s.Repl.Diverged, s.Repl.Doing)
+		}
+		return nil
+	}))
+	if got, err := os.ReadFile(filepath.Join(n1.Tree(), "ann", "cur", "alone:2,")); err != nil || string(got) != "only on n1\n" {
+		t.Errorf("before the operator's choice: %q, %v", got, err)
+	}
+	if _, err := n1.Run("rejoin", f.Store); err != nil {
+		t.Fatal(err)
+	}
+	must(t, f.WaitInSync())
+	f.equal()
+	// What was given up is kept.
+	rescued, err := os.ReadDir(filepath.Join(n1.Data, "rescue"))
+	if err != nil || len(rescued) == 0 {
+		t.Errorf("rescue/ holds %d files, %v", len(rescued), err)
+	}
+}

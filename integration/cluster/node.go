@@ -197,7 +197,12 @@ func (n *Node) Kill() error {
 // Run runs a command of slotfs against this node and returns its standard
 // output. The error is an *ExitError.
 func (n *Node) Run(args ...string) (string, error) {
-	cmd := exec.Command(n.cluster.bin, append(args, "--config", n.Config)...)
+	return n.RunBare(append(args, "--config", n.Config)...)
+}
+
+// RunBare runs a command of slotfs that is told of no node.
+func (n *Node) RunBare(args ...string) (string, error) {
+	cmd := exec.Command(n.cluster.bin, args...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
