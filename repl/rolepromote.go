@@ -252,6 +252,9 @@ func (m *machine) stepDown(reason string, byOperator bool) {
 	for _, p := range m.peers {
 		p.joined, p.entry = false, entryNone
 	}
+	if byOperator {
+		m.v.demoted = m.v.last.Epoch // as effStepDown notes; think runs before that
+	}
 	m.do(effStepDown{reason: reason, keepDown: byOperator})
 }
 
