@@ -90,14 +90,14 @@ func (n *Node) Start() error {
 	if n.Running() {
 		return fmt.Errorf("%s runs already", n.Name)
 	}
+	os.Remove(filepath.Join(n.Dir, "n")) // of a process before, which was killed
 	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(n.Dir, "n"), Net: "unixgram"})
 	if err != nil {
 		return err
 	}
-	defer notify.Close()
-	defer os.Remove(filepath.Join(n.Dir, "n"))
 	log, err := os.OpenFile(n.log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
+		notify.Close()
 		return err
 	}
 	defer log.Close()
@@ -111,15 +111,17 @@ func (n *Node) Start() error {
 		return err
 	}
 	if err := n.cluster.Scratch.Start(n.cmd); err != nil {
+		notify.Close()
 		return err
 	}
 	n.done = make(chan struct{})
 	go func(cmd *exec.Cmd, done chan struct{}) {
 		n.exit = cmd.Wait()
+		notify.Close()
 		close(done)
 	}(n.cmd, n.done)
 	ready := make(chan error, 1)
-	go func() { ready <- awaitReady(notify) }()
+	go watch(notify, ready)
 	select {
 	case err = <-ready:
 	case <-n.done:
@@ -136,16 +138,21 @@ func (n *Node) Start() error {
 	return err
 }
 
-func awaitReady(notify *net.UnixConn) error {
+// watch plays systemd: it reads what the process says of itself for as long
+// as it lives, and passes on that it is ready.
+func watch(notify *net.UnixConn, ready chan<- error) {
 	buf := make([]byte, 4096)
 	for {
 		k, err := notify.Read(buf)
 		if err != nil {
-			return err
+			return
 		}
 		for line := range strings.Lines(string(buf[:k])) {
 			if strings.TrimSpace(line) == "READY=1" {
-				return nil
+				select {
+				case ready <- nil:
+				default:
+				}
 			}
 		}
 	}
