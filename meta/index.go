@@ -1,7 +1,6 @@
 package meta
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -98,18 +97,14 @@ func openIndex(dir string, log *slog.Logger) (*index, error) {
 	if err := x.openDB(memTableSize); err != nil {
 		return nil, err
 	}
-	err := x.db.View(func(txn *badger.Txn) error {
-		v, err := view{txn}.get([]byte(keyState))
-		if err != nil || v == nil {
-			return err
-		}
-		return json.Unmarshal(v, &x.base)
+	err := x.db.View(func(txn *badger.Txn) (err error) {
+		x.base, err = view{txn}.state()
+		return err
 	})
 	if err != nil {
 		x.db.Close()
 		return nil, fmt.Errorf("read index state: %w", err)
 	}
-	x.base.Digest = x.base.Sum
 	x.state = x.base
 	x.ring.set(x.state.Pos.Seq, x.state.Digest)
 	return x, nil

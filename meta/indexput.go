@@ -89,13 +89,17 @@ func (x *index) replace(old, n *Inode, when int64) error {
 	}
 	x.store(id, n)
 	if is := n.unsealed(); is != old.unsealed() {
-		if _, again := x.active.unsealed[id]; !again {
-			x.active.records++
-			x.active.bytes += 9 + recordCost
-		}
-		x.active.unsealed[id] = is
+		x.storeUnsealed(id, is)
 	}
 	return e.finish()
+}
+
+func (x *index) storeUnsealed(id op.ID, is bool) {
+	if _, again := x.active.unsealed[id]; !again {
+		x.active.records++
+		x.active.bytes += 9 + recordCost
+	}
+	x.active.unsealed[id] = is
 }
 
 // unsealed reports whether n, which may be nil, is a regular file without a

@@ -208,6 +208,12 @@ type Options struct {
 	OnFault func(error) // told once, when the slot faults; may be nil
 
 	Log oplog.Options // of the oplog; Logger, Reserve and OnFault are filled in
+
+	// Resync opens a slot that was unlocked, to be filled from another one: it
+	// serves nothing until then.
+	Resync bool
+
+	hold func(step, path string) error // tests: asked before recovery changes anything on disk
 }
 
 func (o Options) withDefaults() Options {

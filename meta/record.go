@@ -17,6 +17,8 @@ import (
 //	'e' directory u64 name   id u64, type u32
 //	's' directory u64 id u64 (empty) id is a directory in directory
 //	'u' id u64               (empty) id is a regular file without a checksum
+//	'w' id u64               u8: content that a resync still has to fetch (0), or
+//	                         that the source has no longer (1); see resync.go
 //
 // 'e', 's' and 'u' follow from the inode records; they are the ways in.
 const (
@@ -25,6 +27,7 @@ const (
 	prefixEntry    = 'e'
 	prefixSubdir   = 's'
 	prefixUnsealed = 'u'
+	prefixWanted   = 'w'
 )
 
 const keyState = "mstate"

@@ -60,6 +60,11 @@ type Slot struct {
 	retain   func() uint64
 	suspects map[op.ID]struct{} // reported as damaged and not repaired since
 	resync   *resyncing         // the resync under way, nil if there is none
+	started  bool               // Start was called
+
+	// admin is held by what needs the applier to stand still for a moment: a
+	// Snapshot's checkpoint, Check, the steps of a resync. Before mu.
+	admin sync.Mutex
 }
 
 // Create makes a new slot's data directory, which must not exist or be empty.
@@ -150,7 +155,7 @@ func Open(dir string, o Options) (*Slot, error) {
 		return nil, err
 	}
 	file := filepath.Join(dir, fileIdentity)
-	if err := errors.Join(identity.check(file, o), checkUnlocked(file, identity)); err != nil {
+	if err := errors.Join(identity.check(file, o), checkUnlocked(file, identity, o)); err != nil {
 		return nil, err
 	}
 	layout, err := LayoutByName(identity.Layout)
@@ -261,6 +266,9 @@ func emptyDir(path string) error {
 
 // Start begins to apply what the log commits, and to write checkpoints.
 func (s *Slot) Start() {
+	s.mu.Lock()
+	s.started = true
+	s.mu.Unlock()
 	if !s.Resyncing() {
 		s.startApplier()
 	}

@@ -2,7 +2,9 @@ package meta
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"errors"
+	"fmt"
 
 	"github.com/dgraph-io/badger/v4"
 
@@ -28,6 +30,19 @@ func (v view) get(key []byte) (value []byte, err error) {
 		value = []byte{}
 	}
 	return value, err
+}
+
+// state is what the transaction sees the index to be the index of.
+func (v view) state() (st state, err error) {
+	b, err := v.get([]byte(keyState))
+	if err != nil || b == nil {
+		return st, err
+	}
+	if err := json.Unmarshal(b, &st); err != nil {
+		return st, fmt.Errorf("state: %w: %w", errRecord, err)
+	}
+	st.Digest = st.Sum
+	return st, nil
 }
 
 func (v view) inode(id op.ID) (*Inode, error) {

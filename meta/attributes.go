@@ -1,0 +1,261 @@
+package meta
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"slotfs/meta/op"
+)
+
+// attributes makes the attributes of everything touched right; of directories
+// last, as giving names to objects changes their mtimes.
+func (r *reconciler) attributes() error {
+	ids := maps.Clone(r.t.objects)
+	maps.Copy(ids, r.t.dirs)
+	if r.full {
+		for id := range r.done {
+			ids[id] = true
+		}
+	}
+	var dirs []op.ID
+	for id := range ids {
+		in, err := r.inode(id)
+		if err != nil {
+			return err
+		}
+		n := r.done[id]
+		if n == nil {
+			n = r.at[id]
+		}
+		if in == nil || n == nil {
+			continue
+		}
+		if in.IsDir() {
+			dirs = append(dirs, id)
+			continue
+		}
+		if err := r.setAttributes(n, in); err != nil {
+			return err
+		}
+	}
+	slices.Sort(dirs)
+	for _, id := range dirs {
+		in, err := r.view.inode(id)
+		if err != nil {
+			return err
+		}
+		if err := r.setAttributes(r.at[id], in); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setAttributes makes n's size, owner, mode, xattrs and mtime what in says.
+func (r *reconciler) setAttributes(n *node, in *Inode) error {
+	path := n.path()
+	diffs, err := differences(path, in)
+	if err != nil || len(diffs) == 0 && !r.missing[in.ID] {
+		return err
+	}
+	if err := r.step("attributes", path); err != nil {
+		return err
+	}
+	r.report.Attributes++
+	if err := r.setSize(path, in); err != nil {
+		return err
+	}
+	if err := applyAttributes(path, in); err != nil {
+		return err
+	}
+	m := markOf(in)
+	if old, err := readMark(path); r.missing[in.ID] || err == nil && old.Lost && !r.good[in.ID] {
+		m.Lost = true
+	}
+	if err := writeMark(path, m); err != nil {
+		return err
+	}
+	return setMtime(path, in.Mtime)
+}
+
+// setSize cuts or extends a control file, or one whose content is missing.
+// Sealed files have been verified, or stay as they are to be looked at.
+func (r *reconciler) setSize(path string, in *Inode) error {
+	if !in.IsRegular() || in.Sealed && !r.missing[in.ID] {
+		return nil
+	}
+	if st, err := os.Lstat(path); err != nil || st.Size() == in.Size {
+		return err
+	}
+	return os.Truncate(path, in.Size)
+}
+
+// applyAttributes sets owner, mode and the xattrs that the mount shows.
+func applyAttributes(path string, in *Inode) error {
+	if err := os.Lchown(path, int(in.UID), int(in.GID)); err != nil {
+		return err
+	}
+	if in.Type() != typeSymlink { // a symlink has neither mode nor user xattrs
+		if err := unix.Chmod(path, in.Mode&permMask); err != nil {
+			return &os.PathError{Op: "chmod", Path: path, Err: err}
+		}
+	}
+	return replaceXattrs(path, in.Xattr)
+}
+
+// replaceXattrs makes the xattrs of path that the mount shows those in want.
+func replaceXattrs(path string, want map[string][]byte) error {
+	have, err := readXattrs(path)
+	if err != nil {
+		return err
+	}
+	for name := range have {
+		if _, ok := want[name]; !ok {
+			if err := unix.Lremovexattr(path, name); err != nil && !errors.Is(err, unix.ENODATA) {
+				return &os.PathError{Op: "lremovexattr", Path: path, Err: err}
+			}
+		}
+	}
+	for name, value := range want {
+		if old, ok := have[name]; ok && bytes.Equal(old, value) {
+			continue
+		}
+		if err := unix.Lsetxattr(path, name, value, 0); err != nil {
+			return &os.PathError{Op: "lsetxattr", Path: path, Err: err}
+		}
+	}
+	return nil
+}
+
+// setMtime sets the mtime of path, of a symlink itself.
+func setMtime(path string, ns int64) error {
+	if err := utimensat(unix.AT_FDCWD, path, ns); err != nil {
+		return &os.PathError{Op: "utimensat", Path: path, Err: err}
+	}
+	return nil
+}
+
+// differences lists what stat and xattrs of path have otherwise than in.
+func differences(path string, in *Inode) ([]string, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return nil, &os.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	var diffs []string
+	add := func(what string, have, want any) {
+		diffs = append(diffs, fmt.Sprintf("%s is %v, should be %v", what, have, want))
+	}
+	if st.Mode&typeMask != in.Type() {
+		add("type", fmt.Sprintf("%o", st.Mode&typeMask), fmt.Sprintf("%o", in.Type()))
+	}
+	if st.Mode&permMask != in.Mode&permMask && in.Type() != typeSymlink {
+		add("mode", fmt.Sprintf("%04o", st.Mode&permMask), fmt.Sprintf("%04o", in.Mode&permMask))
+	}
+	if st.Uid != in.UID || st.Gid != in.GID {
+		add("owner", fmt.Sprintf("%d:%d", st.Uid, st.Gid), fmt.Sprintf("%d:%d", in.UID, in.GID))
+	}
+	if in.IsRegular() && st.Size != in.Size {
+		add("size", st.Size, in.Size)
+	}
+	if have := unix.TimespecToNsec(st.Mtim); have != in.Mtime {
+		add("mtime", have, in.Mtime)
+	}
+	if !in.IsDir() && uint32(st.Nlink) != in.Nlink {
+		add("nlink", st.Nlink, in.Nlink)
+	}
+	have, err := readXattrs(path)
+	if err != nil {
+		return nil, err
+	}
+	if !maps.EqualFunc(have, in.Xattr, bytes.Equal) {
+		add("xattrs", slices.Sorted(maps.Keys(have)), slices.Sorted(maps.Keys(in.Xattr)))
+	}
+	if m, err := readMark(path); err != nil {
+		diffs = append(diffs, err.Error())
+	} else if want := markOf(in); m != want {
+		add(markName, m, want)
+	}
+	return diffs, nil
+}
+
+// readXattrs reads the xattrs of path that the mount shows: all but our own,
+// and those that the system keeps for itself.
+func readXattrs(path string) (map[string][]byte, error) {
+	list, err := getXattr(func(b []byte) (int, error) { return unix.Llistxattr(path, b) })
+	if err != nil {
+		if errors.Is(err, unix.ENOTSUP) {
+			return nil, nil
+		}
+		return nil, &os.PathError{Op: "llistxattr", Path: path, Err: err}
+	}
+	var xattrs map[string][]byte
+	for _, name := range strings.Split(string(list), "\x00") {
+		if name == "" || name == markName || !shownXattr(name) {
+			continue
+		}
+		v, err := getXattr(func(b []byte) (int, error) { return unix.Lgetxattr(path, name, b) })
+		if errors.Is(err, unix.ENODATA) {
+			continue
+		}
+		if err != nil {
+			return nil, &os.PathError{Op: "lgetxattr", Path: path, Err: err}
+		}
+		if xattrs == nil {
+			xattrs = map[string][]byte{}
+		}
+		xattrs[name] = v
+	}
+	return xattrs, nil
+}
+
+// shownXattr reports whether the mount keeps xattrs of that name: what
+// programs set (user.), ACLs and capabilities. A label of the system that
+// slotfs runs on (security.selinux) says nothing about the object.
+func shownXattr(name string) bool {
+	return strings.HasPrefix(name, "user.") || strings.HasPrefix(name, "system.posix_acl_") ||
+		strings.HasPrefix(name, "trusted.") || name == "security.capability"
+}
+
+// getXattr calls get with a buffer that is large enough.
+func getXattr(get func([]byte) (int, error)) ([]byte, error) {
+	for {
+		n, err := get(nil)
+		if err != nil || n == 0 {
+			return []byte{}, err
+		}
+		b := make([]byte, n)
+		n, err = get(b)
+		if errors.Is(err, unix.ERANGE) {
+			continue // grew meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+
+// pathIn climbs from id to the root by the first name of each step.
+func pathIn(v indexView, id op.ID) (string, error) {
+	var parts []string
+	for id != op.Root {
+		in, err := v.inode(id)
+		if err != nil {
+			return "", err
+		}
+		if len(in.Names) == 0 || len(parts) > 4096 {
+			return "", fmt.Errorf("id %d leads nowhere: %w", id, ErrNotExist)
+		}
+		parts = append(parts, in.Names[0].Name)
+		id = in.Names[0].Dir
+	}
+	slices.Reverse(parts)
+	return strings.Join(parts, "/"), nil
+}

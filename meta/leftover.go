@@ -1,0 +1,258 @@
+package meta
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// create makes the object of c anew: it was found nowhere. Content follows.
+func (r *reconciler) create(dir *node, c Child) error {
+	in, err := r.view.inode(c.ID)
+	if err != nil {
+		return err
+	}
+	name, err := r.unused(newPrefix)
+	if err != nil {
+		return err
+	}
+	n := &node{parent: r.stage, name: name, id: c.ID}
+	if err := r.step("create", n.path()); err != nil {
+		return err
+	}
+	if err := makeObject(n.path(), in); err != nil {
+		return err
+	}
+	if err := writeMark(n.path(), mark{ID: in.ID}); err != nil {
+		return err
+	}
+	if _, err := n.load(); err != nil {
+		return err
+	}
+	n.attach(r.stage, name)
+	if err := r.move(n, dir, c.Name); err != nil {
+		return err
+	}
+	r.report.Made++
+	switch {
+	case n.isDir():
+		n.scanned = true
+		r.at[c.ID] = n
+		r.t.objects[c.ID] = true
+		if !r.t.dirs[c.ID] {
+			r.t.dirs[c.ID] = true
+			if err := r.enqueue(c.ID); err != nil {
+				return err
+			}
+		}
+	case n.isRegular():
+		r.made = append(r.made, c.ID)
+	}
+	r.t.objects[c.ID] = true
+	return r.settle(n)
+}
+
+// makeObject makes an empty object of in's type. The mode is completed by
+// attributes.
+func makeObject(path string, in *Inode) error {
+	switch in.Type() {
+	case typeDir:
+		return os.Mkdir(path, 0o700)
+	case typeSymlink:
+		return os.Symlink(in.Target, path)
+	case typeRegular:
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		if err != nil {
+			return err
+		}
+		return f.Close()
+	}
+	if err := unix.Mknod(path, in.Type()|0o600, int(in.Rdev)); err != nil {
+		return &os.PathError{Op: "mknod", Path: path, Err: err}
+	}
+	return nil
+}
+
+// leftovers clears away what is not where the index wants it.
+func (r *reconciler) leftovers() error {
+	for _, name := range r.stage.names() {
+		k := r.stage.kids[name]
+		switch {
+		case k.settled:
+		case strings.HasPrefix(name, newPrefix):
+			if err := r.remove(k); err != nil {
+				return err
+			}
+		case strings.HasPrefix(name, limboPrefix):
+			if err := r.leftover(k); err != nil {
+				return err
+			}
+		}
+	}
+	return r.leftoversIn(r.tree)
+}
+
+// leftoversIn goes down through everything that was read completely; of the
+// rest, what was looked at is where the index wants it.
+func (r *reconciler) leftoversIn(dir *node) error {
+	for _, name := range dir.names() {
+		k := dir.kids[name]
+		switch {
+		case dir.scanned && !k.settled:
+			if err := r.leftover(k); err != nil {
+				return err
+			}
+		case k.isDir():
+			if err := r.leftoversIn(k); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// leftover decides about n, which the index has no place for.
+func (r *reconciler) leftover(n *node) error {
+	in, err := r.inode(n.id)
+	if err != nil {
+		return err
+	}
+	if n.isDir() {
+		return r.leftoverDir(n, in != nil)
+	}
+	if n.adopted {
+		return r.remove(n) // torn: nothing in it that the log does not have
+	}
+	if done := r.done[n.id]; in != nil && done != nil {
+		if done.same(n) {
+			return r.remove(n) // a name that it lost
+		}
+		if m, err := readMark(n.path()); r.vanished != nil && err == nil && !m.Sized {
+			return r.discard(n) // a control file that a resync replaced
+		}
+		return r.quarantine(n, "a second object with this id")
+	}
+	switch {
+	case n.id == 0:
+		return r.quarantine(n, "no id: nothing in the log made it")
+	case in != nil:
+		// Its place is somewhere that was not looked at: impossible, as survey
+		// widens to the places of all that it finds. Never lose it, though.
+		return r.quarantine(n, "the index has it elsewhere")
+	case r.t.unstage[n.id] != 0:
+		return r.restage(n, r.t.unstage[n.id])
+	case r.t.objects[n.id]:
+		return r.discard(n)
+	}
+	if r.vanished != nil {
+		if m, err := readMark(n.path()); err == nil && r.vanished(n.id, m.Sized) {
+			return r.discard(n)
+		}
+	}
+	return r.quarantine(n, "neither index nor log know this id")
+}
+
+// leftoverDir empties directory n of what is known, then puts it away.
+func (r *reconciler) leftoverDir(n *node, known bool) error {
+	if err := r.scan(n); err != nil {
+		return err
+	}
+	explained := !known && (r.t.objects[n.id] || r.vanished != nil && n.id != 0 && r.vanished(n.id, false))
+	for _, name := range n.names() {
+		k := n.kids[name]
+		if !explained && k.id == 0 {
+			continue // goes with its directory
+		}
+		if err := r.leftover(k); err != nil {
+			return err
+		}
+	}
+	if explained && len(n.kids) == 0 {
+		return r.remove(n)
+	}
+	if n.adopted && len(n.kids) == 0 {
+		return r.remove(n)
+	}
+	why := "neither index nor log know this directory"
+	if known {
+		why = "a second directory with this id"
+	}
+	return r.quarantine(n, why)
+}
+
+// remove takes one name away; only for names whose object or content is
+// elsewhere, and empty directories.
+func (r *reconciler) remove(n *node) error {
+	path := n.path()
+	if err := r.step("remove", path); err != nil {
+		return err
+	}
+	if n.isDir() {
+		if err := os.RemoveAll(path); err != nil { // only what is half made has anything in it
+			return err
+		}
+	} else if err := unix.Unlink(path); err != nil {
+		return &os.PathError{Op: "unlink", Path: path, Err: err}
+	}
+	n.detach()
+	return nil
+}
+
+// discard moves n to trash/, as the applier does with what is unlinked.
+func (r *reconciler) discard(n *node) error {
+	name := strconv.FormatUint(uint64(n.id), 10)
+	if k, err := r.trash.look(name); err != nil {
+		return err
+	} else if k != nil {
+		if k.same(n) {
+			return r.remove(n)
+		}
+		return r.quarantine(n, "trash/ has another object with this id")
+	}
+	r.report.Trashed++
+	return r.move(n, r.trash, name)
+}
+
+// restage makes a file whose Put is still to come the content of its stage
+// again.
+func (r *reconciler) restage(n *node, stage uint64) error {
+	name := strconv.FormatUint(stage, 10)
+	k, err := r.stage.look(name)
+	if err != nil {
+		return err
+	}
+	if k != nil {
+		return r.discard(n)
+	}
+	if err := r.step("attributes", n.path()); err != nil {
+		return err
+	}
+	if err := replaceXattrs(n.path(), nil); err != nil {
+		return err
+	}
+	return r.move(n, r.stage, name)
+}
+
+// quarantine keeps what nothing explains.
+func (r *reconciler) quarantine(n *node, why string) error {
+	path := n.path()
+	if err := r.step("quarantine", path); err != nil {
+		return err
+	}
+	rel, err := filepath.Rel(r.data, path)
+	if err != nil {
+		rel = path
+	}
+	kept, err := setAside(r.data, rel, QuarantineRecord{ID: n.id, Reason: why})
+	if err != nil {
+		return err
+	}
+	n.detach()
+	r.report.Quarantined++
+	r.note("quarantined", n.id, rel, fmt.Sprintf("%s; kept as %s", why, kept))
+	return nil
+}

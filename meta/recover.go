@@ -1,0 +1,163 @@
+package meta
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"slotfs/meta/op"
+)
+
+// recovery brings a slot's index and tree, which a stop may have left anywhere
+// between the last checkpoint and the last applied entry, to one entry's state:
+//
+//	log    … C ……………… K ………… last
+//	index    C                            exact: one transaction
+//	tree     all of C is on disk; of what came later anything may be
+//
+// The index replays (C, K], which is pure and the same everywhere; reconcile
+// then makes the tree agree wherever (C, last] touched it: the entries after K
+// may have been applied before the stop, although the log did not get to note
+// that they were committed. They come again through the applier.
+type recovery struct {
+	data      string
+	ix        *index
+	log       positionLog
+	last      uint64 // of the log
+	committed uint64 // K, as far as it is known
+	note      func(kind string, id op.ID, path, text string)
+	hold      func(step, path string) error
+}
+
+// positionLog is what recovery needs of the log.
+type positionLog interface {
+	logReader
+	PosAt(seq uint64) (op.Pos, error)
+}
+
+// IndexError says that the index cannot be used with this log: it is damaged,
+// or its checkpoint is not in the log's history. Rebuild makes a new one.
+type IndexError struct{ Err error }
+
+func (e *IndexError) Error() string { return "index unusable: " + e.Err.Error() }
+
+// Unwrap gives the cause to errors.Is.
+func (e *IndexError) Unwrap() error { return e.Err }
+
+// run replays, reconciles, makes it durable and writes a checkpoint.
+func (v *recovery) run() (*ReconcileReport, error) {
+	t, err := v.replay()
+	if err != nil {
+		return nil, err
+	}
+	return v.finish(t, false)
+}
+
+// replay brings the index from C to K and collects what the log touched.
+func (v *recovery) replay() (*trail, error) {
+	c := v.ix.checkpointed().Pos
+	if err := v.joins(c); err != nil {
+		return nil, err
+	}
+	to := max(c.Seq, min(v.committed, v.last))
+	t := newTrail(c.Seq, to)
+	err := eachEntry(v.log, c.Seq+1, v.last, func(e *op.Entry) error {
+		t.add(e)
+		if e.Seq > to {
+			return nil
+		}
+		_, err := v.ix.apply(e)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("replay log on index: %w", err)
+	}
+	return t, nil
+}
+
+// joins reports why the log does not continue the index's checkpoint c.
+func (v *recovery) joins(c op.Pos) error {
+	switch {
+	case c.Seq > v.last:
+		return &IndexError{fmt.Errorf("it is at entry %d, the log ends at %d", c.Seq, v.last)}
+	case c.Seq+1 < v.log.First():
+		return &IndexError{fmt.Errorf("it is at entry %d, the log begins at %d", c.Seq, v.log.First())}
+	}
+	have, err := v.log.PosAt(c.Seq)
+	if err != nil {
+		return fmt.Errorf("position of entry %d in the log: %w", c.Seq, err)
+	}
+	if have != c {
+		return &IndexError{fmt.Errorf("it is at %v, the log has %v there", c, have)}
+	}
+	return nil
+}
+
+// finish makes the tree agree with the index, and both durable.
+func (v *recovery) finish(t *trail, full bool) (*ReconcileReport, error) {
+	r := newReconciler(v.data, v.ix, v.log, t)
+	r.full, r.hold = full, v.hold
+	if v.note != nil {
+		r.note = v.note
+	}
+	report, err := r.run()
+	if err != nil {
+		return nil, err
+	}
+	report.LogEntries = int(t.to - t.from)
+	if err := syncTree(v.data); err != nil {
+		return nil, err
+	}
+	if v.hold != nil {
+		if err := v.hold("checkpoint", v.data); err != nil {
+			return nil, err
+		}
+	}
+	if !v.ix.changed() {
+		return report, nil
+	}
+	st, err := v.ix.freeze()
+	if err != nil {
+		return nil, err
+	}
+	return report, v.ix.commit(st)
+}
+
+// syncTree makes the tree, trash, stage and quarantine durable.
+func syncTree(data string) error {
+	d, err := os.Open(filepath.Join(data, dirTree))
+	if err != nil {
+		return err
+	}
+	if err := unix.Syncfs(int(d.Fd())); err != nil {
+		d.Close()
+		return fmt.Errorf("syncfs tree: %w", err)
+	}
+	return d.Close()
+}
+
+// summary says in words what a recovery did; "" if there was nothing to do.
+func (r *ReconcileReport) summary() string {
+	var parts []string
+	for _, c := range []struct {
+		n    int
+		what string
+	}{
+		{r.Moved, "moved"}, {r.Made, "made again"}, {r.Rewritten, "rewritten from the log"},
+		{r.Trashed, "to trash"}, {r.Quarantined, "to quarantine"}, {r.Missing, "without content"},
+	} {
+		if c.n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", c.n, c.what))
+		}
+	}
+	if len(parts) == 0 && r.LogEntries == 0 {
+		return ""
+	}
+	text := fmt.Sprintf("replayed %d entries", r.LogEntries)
+	for _, p := range parts {
+		text += ", " + p
+	}
+	return text
+}

@@ -1,0 +1,71 @@
+package meta
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"path/filepath"
+	"time"
+
+	"slotfs/meta/op"
+)
+
+// recover brings index and tree to the last entry that is known to be
+// committed; Open calls it. It does nothing while a resync is under way: that
+// goes on when the peer is there.
+func (s *Slot) recover() error {
+	if err := s.openResync(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	r := s.resync
+	s.mu.Unlock()
+	switch {
+	case r == nil && s.identity.Unlocked != nil:
+		s.setResync(&resyncing{file: filepath.Join(s.dir, fileResync), resyncMarker: resyncMarker{
+			Phase: phaseCollect, Common: math.MaxUint64, Started: time.Now(), Distrust: true,
+		}})
+		return nil
+	case r == nil:
+	case r.Phase == phasePlace:
+		return s.finishResync(r)
+	default:
+		return nil
+	}
+	return s.recoverTo(s.Log.RecoveredCommitted())
+}
+
+// recoverTo is recover with another end.
+func (s *Slot) recoverTo(committed uint64) error {
+	v := &recovery{
+		data: s.dir, ix: s.ix, log: s.Log, last: s.Log.Last().Seq, committed: committed,
+		note: s.noteEvent, hold: s.opt.hold,
+	}
+	begun := time.Now()
+	report, err := v.run()
+	if err != nil {
+		return fmt.Errorf("recover %s: %w", s.dir, err)
+	}
+	if text := report.summary(); text != "" {
+		s.Events.Add(Event{Kind: EventRecovery, Text: fmt.Sprintf("%s, in %v", text, time.Since(begun).Round(time.Millisecond))})
+	}
+	return nil
+}
+
+// noteEvent is what reconcile reports to.
+func (s *Slot) noteEvent(kind string, id op.ID, path, text string) {
+	s.Events.Add(Event{Kind: kind, ID: id, Path: path, Text: text})
+}
+
+// ErrUnlocked: the data directory was handed over for use without slotfs.
+var ErrUnlocked = errors.New("unlocked for use without slotfs")
+
+// checkUnlocked refuses a data directory whose tree others may have changed.
+func checkUnlocked(file string, id Identity, o Options) error {
+	if id.Unlocked == nil || o.Resync {
+		return nil
+	}
+	return &DataError{File: file, Reason: ErrUnlocked,
+		Detail: fmt.Sprintf("by 'slotfs recover --unlock' on %s", id.Unlocked.Format(time.DateTime)),
+		Remedy: "its tree may have changed since, unknown to log and index: start with an empty data directory and let the other node fill it, or adopt this tree as a new store"}
+}
