@@ -148,6 +148,12 @@ func (k *checker) mount(key string, s *Slot) {
 		k.fail(exit.Mount, key, "", nil, "%s is not a directory", s.Mount)
 		return
 	}
+	// A stat may be answered from the kernel's cache long after the daemon has
+	// died; statfs asks it.
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.Mount, &st); errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED) {
+		return
+	}
 	if mounted(s.Mount) {
 		k.fail(exit.Mount, key, "Unmount it (umount "+s.Mount+") or choose another mount point.", nil, "something is mounted on %s already", s.Mount)
 		return
