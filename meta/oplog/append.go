@@ -218,6 +218,9 @@ func (l *Log) Append(o op.Op) (*op.Entry, error) {
 	if l.err != nil {
 		return nil, l.err
 	}
+	if l.closing {
+		return nil, ErrClosed
+	}
 	if !l.leading {
 		return nil, ErrNotLeading
 	}
@@ -326,6 +329,9 @@ func (l *Log) AppendFrom(epoch uint64, es []*op.Entry) error {
 func (l *Log) acceptLocked(es []*op.Entry) error {
 	if l.err != nil {
 		return l.err
+	}
+	if l.closing {
+		return ErrClosed
 	}
 	if l.leading {
 		return errors.New("append entries: the log leads")

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -23,10 +24,10 @@ func (l *Log) Seal(epoch uint64) error {
 	l.sealMu.Lock()
 	defer l.sealMu.Unlock()
 	l.mu.Lock()
-	err, old := l.err, l.sealed
+	err := l.err
 	l.sealed = max(l.sealed, epoch)
 	l.mu.Unlock()
-	if err != nil || epoch <= old {
+	if err != nil || epoch <= l.sealedOnDisk {
 		return err
 	}
 	b := make([]byte, 32)
@@ -38,6 +39,7 @@ func (l *Log) Seal(epoch uint64) error {
 		// In memory the seal stays: refusing more than needed is safe.
 		return fmt.Errorf("seal epoch %d: %w", epoch, noSpace(err))
 	}
+	l.sealedOnDisk = epoch
 	return nil
 }
 
@@ -48,14 +50,21 @@ func (l *Log) Sealed() uint64 {
 	return l.sealed
 }
 
-func readSeal(dir string) (uint64, error) {
-	b, err := os.ReadFile(filepath.Join(dir, sealName))
-	switch {
-	case errors.Is(err, os.ErrNotExist):
+func readSeal(fs fsys, dir string) (uint64, error) {
+	f, err := fs.Open(filepath.Join(dir, sealName), false)
+	if errors.Is(err, os.ErrNotExist) {
 		return 0, nil
-	case err != nil:
+	}
+	if err != nil {
 		return 0, err
-	case len(b) != 32 || string(b[:8]) != sealMagic || binary.BigEndian.Uint64(b[24:]) != xxhash.Sum64(b[:24]):
+	}
+	defer f.Close()
+	b := make([]byte, 32)
+	n, err := f.ReadAt(b, 0)
+	switch {
+	case err != nil && !errors.Is(err, io.EOF):
+		return 0, err
+	case n != len(b) || string(b[:8]) != sealMagic || binary.BigEndian.Uint64(b[24:]) != xxhash.Sum64(b[:24]):
 		return 0, fmt.Errorf("%s: %w", filepath.Join(dir, sealName), op.ErrCorrupt)
 	case binary.BigEndian.Uint32(b[8:]) != formatVersion:
 		return 0, fmt.Errorf("%s: %w", filepath.Join(dir, sealName), ErrVersion)
@@ -106,6 +115,24 @@ func (l *Log) Cut(after uint64, rescueDir string) (n int, err error) {
 		return 0, fmt.Errorf("cut: %w", err)
 	}
 	return int(last.Seq - after), nil
+}
+
+// Rescue copies everything after seq after to a new file in rescueDir, which
+// ScanFile reads: before a Reset, which drops it. It returns how many entries
+// that were. The caller appends nothing meanwhile.
+func (l *Log) Rescue(after uint64, rescueDir string) (n int, err error) {
+	base, err := l.PosAt(after)
+	if err != nil {
+		return 0, err
+	}
+	last := l.Last().Seq
+	if last <= after {
+		return 0, nil
+	}
+	if err := l.rescue(base, last, rescueDir); err != nil {
+		return 0, fmt.Errorf("rescue seq %d to %d: %w", after+1, last, err)
+	}
+	return int(last - after), nil
 }
 
 // rescue writes the entries after base, up to last, to a file of their own.
@@ -172,7 +199,11 @@ func (l *Log) Reset(at op.Pos) error {
 // counts either. Needs the token.
 func (l *Log) restart(base op.Pos, reset bool) error {
 	l.mu.Lock()
-	h := batchHeader{restart: true, reset: reset, durable: base.Seq, base: base, time: l.lastTime}
+	keep, dead := retain(l.segs, base.Seq)
+	if reset {
+		keep, dead = nil, l.segs
+	}
+	h := batchHeader{restart: true, reset: len(keep) == 0, durable: base.Seq, base: base, time: l.lastTime}
 	if h.committed = l.Committed.Get(); reset {
 		h.committed = base.Seq
 	}
@@ -184,11 +215,15 @@ func (l *Log) restart(base op.Pos, reset bool) error {
 	l.segMu.Lock()
 	defer l.segMu.Unlock()
 	l.mu.Lock()
-	keep, dead := retain(l.segs, base.Seq)
-	if reset {
-		keep, dead = nil, l.segs
+	for _, s := range keep {
+		s.last = min(s.last, base.Seq)
 	}
 	l.segs = append(keep, s)
+	if l.spare != nil {
+		l.poolLocked(l.spare)
+		l.spare = nil
+		signal(l.prep)
+	}
 	l.truncateLocked(base, reset)
 	l.mu.Unlock()
 	l.retire(dead)
@@ -227,6 +262,9 @@ func (l *Log) truncateLocked(base op.Pos, reset bool) {
 	for _, m := range marks {
 		m.set(base.Seq, ErrCut)
 	}
+	for _, m := range []*Mark{l.Wanted, l.Awaited} {
+		m.set(min(m.Get(), base.Seq), nil)
+	}
 	l.told = l.Committed.Get()
 	l.wakeLocked()
 }
@@ -264,28 +302,37 @@ func (l *Log) Trim(before uint64) error {
 	return nil
 }
 
-// retire does away with segments, oldest first: a file system that keeps the
-// order of names then never brings one back without its successors. One of
-// them may be kept as raw material. Needs segMu.
+// retire does away with segments, oldest first: with a file system that keeps
+// the order of names, no crash brings one back without its successors. For the
+// same reason nothing more is removed once that has failed. One segment may be
+// kept as raw material. Needs segMu, or that nobody reads yet.
 func (l *Log) retire(old []*segment) {
 	for _, s := range old {
 		if err := s.f.Close(); err != nil {
 			l.log.Warn("close segment", "path", s.path, "err", err)
 		}
 		l.mu.Lock()
+		stuck := l.stuck
 		keep := len(l.pool) == 0 && s.size >= l.o.SegmentSize && s.size <= 2*l.o.SegmentSize
 		l.mu.Unlock()
-		if keep {
-			pooled := filepath.Join(l.dir, fmt.Sprintf("%016x.pool", s.num))
-			err := l.fs.Rename(s.path, pooled)
-			if err == nil {
-				l.mu.Lock()
-				l.pool = append(l.pool, poolFile{pooled, s.size})
-				l.mu.Unlock()
-				continue
-			}
-			l.log.Warn("cannot keep a segment for reuse", "path", s.path, "err", err)
+		if stuck {
+			continue
 		}
-		l.remove(s.path)
+		var err error
+		pooled := filepath.Join(l.dir, fmt.Sprintf("%016x.pool", s.num))
+		if keep {
+			err = l.fs.Rename(s.path, pooled)
+		} else {
+			err = l.fs.Remove(s.path)
+		}
+		l.mu.Lock()
+		switch {
+		case err != nil:
+			l.stuck = true
+			l.log.Warn("cannot remove a segment, so none is until the next start", "path", s.path, "err", err)
+		case keep:
+			l.pool = append(l.pool, poolFile{pooled, s.size})
+		}
+		l.mu.Unlock()
 	}
 }

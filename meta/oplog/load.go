@@ -120,6 +120,7 @@ func (ld *loaded) stitch(used []*found) (live []*found, err error) {
 			}
 		case next.reset, next.restart && f.first() > next.base.Seq:
 			ld.dead = append(ld.dead, f.segment)
+			next.reset = next.reset || f.reset
 			continue
 		case f.last < next.base.Seq:
 			return nil, f.damage(next.first())
@@ -250,7 +251,11 @@ func Scan(dir string, from uint64, fn func(*op.Entry) error) error {
 // ScanFile calls fn for every entry in a rescue file. It ends with fn's first
 // error, or an error if the file is not whole.
 func ScanFile(path string, fn func(*op.Entry) error) error {
-	f, err := osFS{}.Open(path, false)
+	return scanFile(osFS{}, path, fn)
+}
+
+func scanFile(fs fsys, path string, fn func(*op.Entry) error) error {
+	f, err := fs.Open(path, false)
 	if err != nil {
 		return err
 	}

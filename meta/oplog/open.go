@@ -49,9 +49,11 @@ func Open(dir string, o Options) (*Log, error) {
 		prep:   make(chan struct{}, 1),
 		token:  make(chan struct{}, 1),
 	}
+	l.o.OnFault = nil // a failed Open says so itself
 	if err := l.open(); err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
+	l.o.OnFault = o.OnFault
 	l.timer = time.AfterFunc(time.Hour, l.delayed)
 	l.timer.Stop()
 	l.wg.Add(2)
@@ -63,9 +65,10 @@ func Open(dir string, o Options) (*Log, error) {
 
 func (l *Log) open() error {
 	var err error
-	if l.sealed, err = readSeal(l.dir); err != nil {
+	if l.sealed, err = readSeal(l.fs, l.dir); err != nil {
 		return err
 	}
+	l.sealedOnDisk = l.sealed
 	if err := l.sweep(); err != nil {
 		return err
 	}
@@ -135,16 +138,14 @@ func (l *Log) adopt(ld *loaded) error {
 	ld.unused = nil
 	h := batchHeader{restart: true, durable: base.Seq, committed: min(ld.committed, base.Seq), base: base, time: baseTime}
 	l.nextSeg = ld.maxNum + 1
+	segs, dead := retain(ld.live, base.Seq)
+	h.reset = len(segs) == 0
 	s, err := l.startSegment(&h, tail)
 	if err != nil {
 		return err
 	}
 	l.spare = s // so that open closes it on failure
-	segs, dead := retain(ld.live, base.Seq)
-	for _, d := range append(ld.dead, dead...) {
-		d.f.Close()
-		l.remove(d.path)
-	}
+	l.retire(append(ld.dead, dead...))
 	ld.dead = nil
 	if n := len(segs); n > 0 {
 		if err := shrink(segs[n-1]); err != nil {
@@ -156,6 +157,9 @@ func (l *Log) adopt(ld *loaded) error {
 	}
 	l.pool = nil
 	l.spare = nil
+	for _, s := range segs {
+		s.last = min(s.last, base.Seq)
+	}
 	l.segs = append(segs, s)
 	l.last, l.lastTime = ld.last, ld.lastTime
 	l.written, l.writtenEpoch, l.writtenTime = ld.last.Seq, ld.last.Epoch, ld.lastTime
@@ -192,22 +196,27 @@ func (l *Log) startSegment(h *batchHeader, tail []*op.Entry) (*segment, error) {
 		err = s.f.Sync()
 	}
 	if err != nil {
+		// The batch may reach the disk yet, or not: nobody may write on as if it
+		// did not exist.
 		s.f.Close()
-		return nil, fmt.Errorf("start segment: %w", err)
+		err = fmt.Errorf("start segment: %w", err)
+		l.mu.Lock()
+		l.faultLocked(err)
+		l.mu.Unlock()
+		return nil, err
 	}
 	s.note(h, s.end)
 	return s, nil
 }
 
-// retain splits segments into those that hold entries up to last, cut down to
-// that, and those that don't.
+// retain splits segments into those that hold entries up to last, and those
+// that don't.
 func retain(segs []*segment, last uint64) (keep, dead []*segment) {
 	for _, s := range segs {
 		if s.first() > last {
 			dead = append(dead, s)
 			continue
 		}
-		s.last = min(s.last, last)
 		keep = append(keep, s)
 	}
 	return keep, dead
@@ -244,8 +253,6 @@ func (l *Log) Close() error {
 		return nil
 	}
 	l.closing = true
-	l.leads.Store(false)
-	l.leading = false
 	l.wantLocked(l.last.Seq)
 	l.mu.Unlock()
 
@@ -290,6 +297,7 @@ func (l *Log) closeToken() error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.leads.Store(false)
 	l.err = errors.Join(ErrClosed, l.err)
 	l.stopLocked()
 	return err

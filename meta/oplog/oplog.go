@@ -146,7 +146,8 @@ type Log struct {
 	buf   []byte // a batch being assembled; of the holder of token
 
 	// sealMu keeps two Seals apart; it is taken before mu.
-	sealMu sync.Mutex
+	sealMu       sync.Mutex
+	sealedOnDisk uint64
 
 	// segMu keeps the files of segments in place while they are read.
 	segMu sync.RWMutex
@@ -184,6 +185,7 @@ type Log struct {
 	pool    []poolFile // to make segments of
 	closing bool
 	cursor  cursor
+	stuck   bool          // a segment could not be removed
 	needed  int64         // least size that the spare must have, bytes
 	prepErr error         // of the last attempt; nil: it worked, or is under way
 	prepAt  time.Duration // when that was

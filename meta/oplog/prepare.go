@@ -168,6 +168,9 @@ func (l *Log) prepare() {
 	switch {
 	case err == nil && l.err != nil:
 		s.f.Close()
+	case err == nil && s.num < l.active().num:
+		l.poolLocked(s)
+		signal(l.prep)
 	case err == nil:
 		l.spare = s
 	case !errors.Is(err, ErrNoSpace):
@@ -176,6 +179,15 @@ func (l *Log) prepare() {
 	default:
 		l.log.Warn("no space for the next segment of the log", "dir", l.dir, "bytes", size, "err", err)
 	}
+}
+
+// poolLocked keeps a prepared segment, which has no place any more because a
+// restart has taken a later number, as raw material.
+func (l *Log) poolLocked(s *segment) {
+	if err := s.f.Close(); err != nil {
+		l.log.Warn("close segment", "path", s.path, "err", err)
+	}
+	l.pool = append(l.pool, poolFile{s.path, s.size})
 }
 
 // retryLocked makes the preparer try again if the last attempt is old enough;
