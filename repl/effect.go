@@ -148,7 +148,7 @@ func (r *Member) without(slots []op.SlotID, x op.SlotID) []op.SlotID {
 // change begins an epoch with another in-sync set while this slot leads.
 func (r *Member) change(f effChange) {
 	r.Log.Lead(f.epoch, r.without(f.members, r.ID))
-	seq, err := r.appendEpoch(f.epoch, f.members, r.Slot.StoreID(), f.reason)
+	seq, err := r.appendEpoch(f.epoch, f.members, r.storeID(), f.reason)
 	r.reack()
 	if err != nil {
 		r.fail(err)
@@ -231,7 +231,7 @@ func (r *Member) ask(slot op.SlotID) {
 
 // answered passes on what a slot said about itself, after looking at what it is.
 func (r *Member) answered(s SlotStatus, node string, poke bool) {
-	own := r.Slot.StoreID()
+	own := r.storeID()
 	if !own.IsZero() && !s.StoreID.IsZero() && s.StoreID != own {
 		r.fail(fmt.Errorf("the slot of %q on %s belongs to another store of the same name (%s; this one is %s): rename one of them", r.Store, node, s.StoreID, own))
 		if !poke {
@@ -240,7 +240,7 @@ func (r *Member) answered(s SlotStatus, node string, poke bool) {
 		return
 	}
 	r.post(evAnswer{slot: s.Slot, node: node, poke: poke, answer: answer{
-		hasStore: !s.StoreID.IsZero(), leading: s.Leading, last: s.Last, hist: s.History,
+		hasStore: !s.StoreID.IsZero(), leading: s.Leading, intent: s.Intent, last: s.Last, hist: s.History,
 	}})
 }
 
@@ -252,7 +252,7 @@ func (r *Member) hello(f purpose) hello {
 	r.mu.Unlock()
 	return hello{
 		Protocol: Protocol, For: f, Cluster: r.Cluster, Node: r.Node, Store: r.Store, StoreID: s.StoreID, Slot: r.ID,
-		Role: s.Role, Leading: s.Leading, Local: r.Local, Last: s.Last, Applied: s.Applied, History: s.History, Yield: yield,
+		Role: s.Role, Leading: s.Leading, Intent: s.Intent, Local: r.Local, Last: s.Last, Applied: s.Applied, History: s.History, Yield: yield,
 	}
 }
 
@@ -263,8 +263,9 @@ func (r *Member) status() SlotStatus {
 	hist, split := r.hist, r.pub.split
 	r.mu.Unlock()
 	s := SlotStatus{
-		Store: r.Store, StoreID: r.Slot.StoreID(), Slot: r.ID, Role: r.role.Load().(Role), Leading: r.leading.Load(),
-		Last: r.Log.Last(), Applied: r.Log.Applied.Get(), History: hist, Diverged: split,
+		Store: r.Store, StoreID: r.storeID(), Slot: r.ID, Role: r.role.Load().(Role), Leading: r.leading.Load(),
+		Intent: intent(r.intent.Load()),
+		Last:   r.Log.Last(), Applied: r.Log.Applied.Get(), History: hist, Diverged: split,
 	}
 	if err := r.faulted(); err != nil {
 		s.Faulted, s.Leading = err.Error(), false

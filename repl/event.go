@@ -15,10 +15,10 @@ type (
 	evPeers struct{ slots []PeerSlot } // gossip's list
 	evAcks  struct{ acks map[op.SlotID]acks }
 	evJoin  struct { // a replica streams from us
-		slot    op.SlotID
-		node    string
-		local   bool
-		durable uint64
+		slot  op.SlotID
+		node  string
+		local bool
+		at    uint64 // seq after which the stream begins
 	}
 	evLeave struct { // it no longer does
 		slot op.SlotID

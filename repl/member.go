@@ -95,11 +95,12 @@ type Member struct {
 	progress *Progress
 	waiters  map[uint64]chan error
 	nextID   uint64
-	running  bool
+	stopped  bool
 	heard    time.Time
 	from     string
 
-	leading atomic.Bool // replicas may stream from here
+	leading atomic.Bool   // replicas may stream from here
+	intent  atomic.Uint32 // what the machine tells of its path to primary
 	role    atomic.Value
 	changed notifier
 }
@@ -154,9 +155,6 @@ func New(o Options) (*Member, error) {
 // Run takes part in the store's replication until ctx ends; a primary is then
 // unmounted and what it accepted committed.
 func (r *Member) Run(ctx context.Context) error {
-	r.mu.Lock()
-	r.running = true
-	r.mu.Unlock()
 	defer close(r.gone)
 	tick := time.NewTicker(r.tick())
 	defer tick.Stop()
@@ -210,7 +208,7 @@ func (r *Member) shutdown() {
 	r.saveNotes()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.running = false
+	r.stopped = true
 	for id, c := range r.waiters {
 		c <- ErrStopped
 		delete(r.waiters, id)
@@ -299,11 +297,12 @@ func (r *Member) refresh() {
 // step hands one event to the machine and carries out the effects.
 func (r *Member) step(e event) {
 	fx := r.m.step(time.Now(), r.view(), e)
+	r.intent.Store(uint32(r.m.intent())) // before anybody is asked
 	for _, f := range fx {
 		r.execute(f)
 	}
 	r.publish(len(fx) > 0)
-	if r.hist.last().Pos.Epoch != r.saved.Load() {
+	if r.m.v.hist.last().Pos.Epoch != r.saved.Load() {
 		r.saveNotes()
 	}
 }
@@ -406,7 +405,7 @@ func (r *Member) Rejoin(ctx context.Context, giveUpMine bool) error {
 func (r *Member) command(ctx context.Context, made func(id uint64) event) error {
 	c := make(chan error, 1)
 	r.mu.Lock()
-	if !r.running {
+	if r.stopped {
 		r.mu.Unlock()
 		return ErrStopped
 	}

@@ -62,7 +62,7 @@ func (r *Member) serveStream(ctx context.Context, l *link, h hello) {
 		s.end(err.Error())
 		return
 	}
-	r.post(evJoin{slot: s.slot, node: s.node, local: s.local})
+	r.post(evJoin{slot: s.slot, node: s.node, local: s.local, at: w.Common.Seq})
 	var wg sync.WaitGroup
 	wg.Go(func() { s.end(text(s.hear())) })
 	s.end(text(s.run()))

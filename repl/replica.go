@@ -108,6 +108,8 @@ func (r *Member) judgeEnd(ctx context.Context, f *following, err error, e evFoll
 		f.l.deadline(time.Second)
 		_ = f.l.sendJSON(frameRefuse, refuse{CodeFailed, err.Error()})
 		e.refused = true
+	default:
+		e.refused = !f.joined
 	}
 	if err != nil {
 		r.fail(fmt.Errorf("follow the primary on %s: %w", f.peer.Node, err))
@@ -302,7 +304,7 @@ func (f *following) entries(ctx context.Context, body []byte) (err error) {
 
 // checkEpoch refuses an epoch of another store or another primary.
 func (f *following) checkEpoch(b *op.EpochBegin) error {
-	if own := f.r.Slot.StoreID(); !own.IsZero() && own != meta.StoreID(b.Store) {
+	if own := f.r.storeID(); !own.IsZero() && own != meta.StoreID(b.Store) {
 		return fmt.Errorf("%w: an epoch of store %s", ErrWire, meta.StoreID(b.Store))
 	}
 	return nil

@@ -97,9 +97,20 @@ type acks struct {
 type answer struct {
 	hasStore bool
 	leading  bool
+	intent   intent
 	last     op.Pos
 	hist     history
 }
+
+// intent is how far a slot is on its path to primary.
+type intent uint8
+
+const (
+	intentNone   intent = iota
+	intentAuto          // asking others before it resumes by itself
+	intentAsking        // asking others because an operator wants it
+	intentBound         // past asking
+)
 
 // entryStage is how far a replica is on the way into the in-sync set.
 type entryStage uint8
@@ -320,11 +331,12 @@ func (m *machine) onAnswer(e evAnswer) {
 	if !e.poke {
 		p.asking = false
 	}
+	news := e.leading && !p.info.leading
 	p.answered, p.info, p.alive = m.now, e.answer, true
 	if e.node != "" {
 		p.node = e.node
 	}
-	if e.leading && !m.leading && m.op == nil && m.target != e.slot {
+	if news && !m.leading && m.op == nil && m.target != e.slot {
 		m.retry = time.Time{} // follow at once
 	}
 	m.compare(p)

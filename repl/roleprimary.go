@@ -16,11 +16,11 @@ func (m *machine) onJoin(e evJoin) {
 	p.node, p.alive = e.node, true
 	p.joined, p.local = true, e.local
 	p.entry, p.again, p.backoff = entryNone, time.Time{}, 0
-	p.acks = acks{heard: m.now, durable: e.durable, received: e.durable}
+	p.acks = acks{heard: m.now}
 	p.target, p.targetAt = 0, m.now
 	p.info.leading = false
 	m.split = ""
-	m.event(false, "replica on %s connected at seq %d", m.label(e.slot), e.durable)
+	m.event(false, "replica on %s connected at seq %d", m.label(e.slot), e.at)
 }
 
 func (m *machine) onLeave(e evLeave) {

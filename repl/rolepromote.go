@@ -45,6 +45,9 @@ func (m *machine) advance() {
 			return
 		}
 	}
+	if m.contested() {
+		return
+	}
 	from, err := m.judge()
 	if err != nil {
 		m.finish(err)
@@ -67,6 +70,52 @@ func (m *machine) advance() {
 	m.op.phase = phaseTail
 	m.doing = "fetching the last entries from " + m.label(from.slot)
 	m.do(effTail{from.slot})
+}
+
+// contested is whether another slot is on its path to primary, too, and will
+// yield to this one: each tells its intent when it asks, and at least one of two
+// hears of the other's. The one that goes on asks again until the other has
+// yielded, so that it cannot be that neither knew.
+func (m *machine) contested() bool {
+	for _, p := range m.others() {
+		if p.answered.Before(m.op.started) || p.info.intent != intentAuto && p.info.intent != intentAsking {
+			continue
+		}
+		if m.yieldsTo(p) {
+			m.finish(&refusal{fmt.Sprintf("the slot on %s is becoming primary at this moment", m.label(p.slot))})
+			return true
+		}
+		if m.now.Sub(p.answered) >= askAgain {
+			m.ask(p)
+		}
+		return true
+	}
+	return false
+}
+
+// askAgain is the pause before a peer that has to yield is asked again.
+const askAgain = 20 * time.Millisecond
+
+// yieldsTo is whether this slot's attempt gives way to p's: an automatic one to
+// an operator's, else the higher slot id to the lower.
+func (m *machine) yieldsTo(p *peer) bool {
+	if mine := m.intent(); mine != p.info.intent {
+		return mine < p.info.intent
+	}
+	return slices.Compare(m.self[:], p.slot[:]) > 0
+}
+
+// intent is what this slot tells others about its path to primary.
+func (m *machine) intent() intent {
+	switch {
+	case m.op == nil || m.op.kind != opPromote:
+		return intentNone
+	case m.op.phase != phaseAsk:
+		return intentBound
+	case m.op.auto:
+		return intentAuto
+	}
+	return intentAsking
 }
 
 // judge decides whether this slot may become primary, in which epoch, with which
@@ -124,6 +173,8 @@ func (m *machine) judgePeer(p *peer) error {
 	switch {
 	case p.info.leading:
 		return &refusal{fmt.Sprintf("%s is primary, in epoch %d: demote it there first", m.label(p.slot), p.info.last.Epoch)}
+	case p.info.intent == intentBound:
+		return &refusal{fmt.Sprintf("the slot on %s is becoming primary at this moment", m.label(p.slot))}
 	case !m.v.hasStore && p.info.hasStore:
 		return &refusal{fmt.Sprintf("the store exists already: a slot on %s holds it; this empty one cannot become primary before that one has filled it", m.label(p.slot))}
 	case m.op.opts.Force || !p.info.hasStore:
@@ -256,6 +307,9 @@ func (m *machine) stepDown(reason string, byOperator bool) {
 		m.v.demoted = m.v.last.Epoch // as effStepDown notes; think runs before that
 	}
 	m.do(effStepDown{reason: reason, keepDown: byOperator})
+	if byOperator {
+		m.v.demoted = m.epoch
+	}
 }
 
 func (m *machine) onDemote(e evDemote) {

@@ -10,7 +10,15 @@ import (
 )
 
 // storeID is the store's id: the slot's, or as the log begins to tell.
-func (r *Member) storeID() meta.StoreID { return r.Slot.StoreID() }
+func (r *Member) storeID() meta.StoreID {
+	if id := r.Slot.StoreID(); !id.IsZero() {
+		return id
+	}
+	if e := r.Log.Epochs(); len(e) > 0 {
+		return meta.StoreID(e[0].Begin.Store)
+	}
+	return meta.StoreID{}
+}
 
 // Changed returns a channel that closes at the next change of State that is
 // more than progress.

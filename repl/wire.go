@@ -33,7 +33,8 @@ type hello struct {
 	Slot     op.SlotID    `json:"slot"`
 	Role     Role         `json:"role,omitempty"`
 	Leading  bool         `json:"leading,omitempty"` // Role primary, or about to be
-	Local    bool         `json:"local,omitempty"`   // durability "local"
+	Intent   intent       `json:"intent,omitempty"`
+	Local    bool         `json:"local,omitempty"` // durability "local"
 	Last     op.Pos       `json:"last"`
 	Applied  uint64       `json:"applied,omitempty"`
 	History  history      `json:"history,omitempty"`
@@ -62,6 +63,7 @@ type SlotStatus struct {
 	Slot     op.SlotID    `json:"slot"`
 	Role     Role         `json:"role"`
 	Leading  bool         `json:"leading"` // primary, or has begun its epoch
+	Intent   intent       `json:"intent,omitempty"`
 	Last     op.Pos       `json:"last"`
 	Applied  uint64       `json:"applied"`
 	History  history      `json:"history"`

@@ -97,7 +97,10 @@ func (n *node) create() {
 func (n *node) start() {
 	t := n.w.t
 	t.Helper()
-	n.slot, n.log = n.open()
+	slot, log := n.open()
+	n.w.mu.Lock()
+	n.slot, n.log = slot, log
+	n.w.mu.Unlock()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -113,9 +116,13 @@ func (n *node) start() {
 	if n.opts != nil {
 		n.opts(&o)
 	}
-	if n.m, err = New(o); err != nil {
+	m, err := New(o)
+	if err != nil {
 		t.Fatal(err)
 	}
+	n.w.mu.Lock()
+	n.m = m
+	n.w.mu.Unlock()
 	n.server = NewServer(n.name, "c", server, o.Logger)
 	n.server.Add(n.m)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -225,7 +232,7 @@ func (n *node) open() (testSlot, *oplog.Log) {
 	if !n.w.fake {
 		return n.openMeta()
 	}
-	if err := os.MkdirAll(n.dir, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(n.dir, "rescue"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	log, err := oplog.Open(filepath.Join(n.dir, "oplog"), oplog.Options{Logger: logger(t, n.name)})
@@ -309,6 +316,24 @@ func (w *world) inSync(n *node, others ...*node) {
 	w.wait(fmt.Sprintf("%d replicas of %s in sync", len(others), n.name), func() bool {
 		return len(n.m.State().Members) == 1+len(others) && n.m.State().Role == Primary
 	})
+}
+
+// kill ends the node as a power cut would end its part in the network: nobody
+// hears of it any more, and nothing is unmounted. (What a crash does to the
+// files is for meta's tests.)
+func (n *node) kill() {
+	if !n.halt() {
+		return
+	}
+	n.m.leading.Store(false)
+	n.log.Follow()
+	n.serverUp()
+	n.hooks.mu.Lock()
+	n.hooks.mounted = false
+	n.hooks.mu.Unlock()
+	n.cancel()
+	n.done.Wait()
+	_ = n.slot.close()
 }
 
 // mkdir logs a directory with a barrier, as the mount would.
