@@ -179,13 +179,14 @@ func clearMountPoint(dir string, log *slog.Logger) error {
 	return nil
 }
 
-// dead reports whether a FUSE mount has lost its process. A mount whose process
-// hangs is not dead: asking it could take for ever.
+// dead reports whether a FUSE mount has lost its process: statfs asks it, where
+// stat may be answered from the kernel's cache long after the process died. A
+// mount whose process hangs is not dead: asking it could take for ever.
 func dead(dir string) bool {
 	answer := make(chan error, 1)
 	go func() {
-		var st unix.Stat_t
-		answer <- unix.Stat(dir, &st)
+		var st unix.Statfs_t
+		answer <- unix.Statfs(dir, &st)
 	}()
 	select {
 	case err := <-answer:
