@@ -17,7 +17,11 @@ import (
 )
 
 // provoked are the warnings that losing a node brings.
-var provoked = []string{} // filled below, with the reason of each
+var provoked = []string{
+	"follow the primary on",     // the stream broke
+	"connect to the primary on", // nobody listens there
+	"node does not answer",      // says gossip
+}
 
 // rounds is how often the crash tests crash.
 func rounds(t *testing.T, inCI int) int {

@@ -125,6 +125,7 @@ func TestIdle(t *testing.T) {
 // directions.
 func TestSwitchover(t *testing.T) {
 	f := newCluster(t, 2, cluster.Options{})
+	f.expect(provoked...)
 	must(t, f.StartPair())
 	users := []string{"ann", "bob"}
 	n1, n2 := f.Nodes[0], f.Nodes[1]
@@ -137,6 +138,7 @@ func TestSwitchover(t *testing.T) {
 	must(t, err)
 	must(t, d1.Stop())
 	for i, to := range []*cluster.Node{n2, n1, n2} {
+		must(t, []*cluster.Node{n1, n2, n1}[i].Demote())
 		must(t, to.Promote())
 		must(t, f.WaitInSync())
 		d, mail := f.mail(to, []string{"d2", "d3", "d4"}[i])

@@ -136,6 +136,7 @@ func TestEmptiedReplica(t *testing.T) {
 	stop()
 	f.equal()
 	// Promoted, it is as good as the other.
+	must(t, n1.Demote())
 	must(t, n2.Promote())
 	r, err := treediff.Compare(n1.Tree(), n2.Mount, treediff.Options{NoDirTimes: true})
 	if err != nil || len(r.Diff) > 0 || r.Files < 50 {

@@ -56,14 +56,14 @@ func TestRequestsPerOperation(t *testing.T) {
 			}
 		}
 	}
-	fetch := each(func(uid string) error { _, err := c.Fetch(uid, true); return err })
+	fetch := each(func(uid string) error { _, err := c.Bodies(uid); return err })
 	for _, op := range []struct {
 		name string
 		most float64
 		run  func()
 	}{
-		{"delivery", 45, deliver},
-		{"first fetch", 4, fetch},
+		{"delivery", 46, deliver},
+		{"first fetch", 3, fetch},
 		{"second fetch", 2, fetch},
 		{"flag", 22, each(func(uid string) error { return c.Store(uid, "+FLAGS", `\Seen`) })},
 	} {

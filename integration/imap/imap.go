@@ -196,6 +196,13 @@ func (c *Client) Fetch(set string, body bool) ([]Message, error) {
 	if body {
 		items += " BODY.PEEK[]"
 	}
+	return c.fetch(set, items)
+}
+
+// Bodies asks for the bytes only, which a server finds without its cache.
+func (c *Client) Bodies(set string) ([]Message, error) { return c.fetch(set, "BODY.PEEK[]") }
+
+func (c *Client) fetch(set, items string) ([]Message, error) {
 	replies, err := c.command(nil, "UID FETCH %s (%s)", set, items)
 	var messages []Message
 	for _, r := range replies {

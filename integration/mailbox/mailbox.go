@@ -65,8 +65,8 @@ func Delivered(body []byte) []byte {
 
 // Deliver delivers messages over several connections; message i goes to user
 // i mod len(users). It ends early, without an error, when the server goes
-// away: what counts is what was acknowledged. onAck is told of each
-// acknowledgement, if it is not nil.
+// away, and with one when it refuses: what counts is what was acknowledged.
+// onAck is told of each acknowledgement, if it is not nil.
 func (s Server) Deliver(users []string, messages []mailgen.Message, connections int, onAck func(n int)) ([]Ack, error) {
 	var (
 		mu   sync.Mutex
@@ -102,7 +102,10 @@ func (s Server) Deliver(users []string, messages []mailgen.Message, connections 
 				}
 				n := len(acks)
 				mu.Unlock()
-				if onAck != nil && replies[0].OK() {
+				if !replies[0].OK() {
+					return
+				}
+				if onAck != nil {
 					onAck(n)
 				}
 			}
