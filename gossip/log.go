@@ -9,7 +9,10 @@ import (
 // logWriter takes memberlist's log lines into ours. Its warnings about single
 // packets and probes are details to an operator, who sees nodes come and go
 // from us.
-type logWriter struct{ log *slog.Logger }
+type logWriter struct {
+	log     *slog.Logger
+	closing func() bool // what fails then is of no interest
+}
 
 // Write implements io.Writer for one line, "date time [LEVEL] memberlist: …".
 func (w *logWriter) Write(line []byte) (int, error) {
@@ -19,7 +22,9 @@ func (w *logWriter) Write(line []byte) (int, error) {
 		if j := bytes.IndexByte(line[i:], ']'); j > 0 {
 			switch string(line[i+1 : i+j]) {
 			case "ERR", "ERROR", "WARN":
-				level = slog.LevelInfo
+				if !w.closing() {
+					level = slog.LevelInfo
+				}
 			}
 			line = line[i+j+1:]
 		}

@@ -108,7 +108,7 @@ func (g *Gossip) config(ip string, port int) *memberlist.Config {
 	c.UDPBufferSize = 1400 - len(magic) - tagSize
 	d := &delegate{g}
 	c.Delegate, c.Events, c.Conflict = d, d, d
-	c.LogOutput = &logWriter{log: g.log}
+	c.LogOutput = &logWriter{log: g.log, closing: g.tr.closed.Load}
 	return c
 }
 

@@ -219,7 +219,7 @@ func (g *Gossip) report(p Problem) {
 	}
 	g.mu.Unlock()
 	if loud {
-		g.log.Error("cluster problem", "node", g.opts.Node, "err", p)
+		g.log.Error("cluster problem", "err", p)
 	}
 }
 
@@ -327,11 +327,11 @@ func (d *delegate) live(n *memberlist.Node, alive bool) {
 	switch {
 	case self:
 	case alive && !was:
-		g.log.Info("node joined", "node", n.Name, "addr", addr)
+		g.log.Info("node joined", "peer", n.Name, "addr", addr)
 	case left:
-		g.log.Info("node left", "node", n.Name)
+		g.log.Info("node left", "peer", n.Name)
 	case !alive:
-		g.log.Warn("node does not answer", "node", n.Name, "addr", addr)
+		g.log.Warn("node does not answer", "peer", n.Name, "addr", addr)
 	}
 }
 

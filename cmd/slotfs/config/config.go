@@ -55,6 +55,7 @@ type Config struct {
 	Listen          string // host:port for replication
 	Advertise       string // host:port for replication; empty: found out
 	Cert, Key       string // files
+	ReplicaTimeout  time.Duration
 
 	Socket     string
 	SocketMode os.FileMode
@@ -69,9 +70,8 @@ type Config struct {
 
 // Reloadable is the part of a config that SIGHUP applies.
 type Reloadable struct {
-	LogLevel       slog.Level
-	Join           []string // gossip addresses, host:port
-	ReplicaTimeout time.Duration
+	LogLevel slog.Level
+	Join     []string // gossip addresses, host:port
 }
 
 // Slot configures one slot.

@@ -313,7 +313,7 @@ func TestRestartNeeded(t *testing.T) {
 		}
 		return c
 	}
-	if got := parse().RestartNeeded(parse(`"2s"`, `"3s"`, `7956`, `7999`)); len(got) != 0 {
+	if got := parse().RestartNeeded(parse(`7956`, `7999`, "[admin]", "[log]\nlevel = \"debug\"\n[admin]")); len(got) != 0 {
 		t.Errorf("reloadable keys need a restart: %v", got)
 	}
 	got := parse().RestartNeeded(parse(`"mnt1"`, `"mnt2"`, `"127.0.0.1:7947"`, `"127.0.0.1:7948"`))

@@ -19,6 +19,7 @@ func (c *Config) RestartNeeded(next *Config) []string {
 	differ("replication.advertise", c.Advertise != next.Advertise)
 	differ("replication.cert", c.Cert != next.Cert)
 	differ("replication.key", c.Key != next.Key)
+	differ("replication.replica_timeout", c.ReplicaTimeout != next.ReplicaTimeout)
 	differ("admin.socket", c.Socket != next.Socket)
 	differ("admin.mode", c.SocketMode != next.SocketMode)
 	differ("admin.group", c.SocketGID != next.SocketGID)

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"slotfs/cmd/slotfs/admin"
+)
+
+func (a *app) promoteCmd() *cobra.Command {
+	var req admin.PromoteRequest
+	cmd := &cobra.Command{
+		Use:   "promote STORE",
+		Short: "Make this node's slot the primary of its store",
+		Long: `Promote makes the slot of the node that the config (or --socket) names the
+primary: it takes over the longest history of the reachable members, begins a new
+epoch and mounts the store. On a new store it makes the store. A primary that can
+be reached has to be demoted first, on its node.
+
+Without a register nobody but you can know that an unreachable primary is down.
+If it is not, it may go on accepting mail that will be set aside later; so
+promote then wants --old-primary-is-down.`,
+		Example: `  slotfs promote mail1
+  slotfs promote mail1 --old-primary-is-down      # the other machine is off
+  slotfs promote mail1 --config /etc/slotfs/n2.toml`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req.Store = args[0]
+			return a.act(cmd, "/v1/promote", &req)
+		},
+	}
+	cmd.Flags().BoolVar(&req.OldPrimaryIsDown, "old-primary-is-down", false, "you made sure that members which cannot be reached are down")
+	cmd.Flags().BoolVar(&req.Force, "force", false, "promote although acknowledged mail may be missing here")
+	return cmd
+}
+
+func (a *app) demoteCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "demote STORE",
+		Short: "Make this node's slot a replica",
+		Long: `Demote runs on_demote, commits what was accepted, unmounts the store and leaves
+it without a primary until one of its slots is promoted.`,
+		Example: "  slotfs demote mail1",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.act(cmd, "/v1/demote", &admin.DemoteRequest{Store: args[0]})
+		},
+	}
+}
+
+func (a *app) rejoinCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "rejoin STORE",
+		Short: "Give up this slot's diverged history for that of its peers",
+		Long: `When both slots of a store were primary in the same epoch, their histories differ
+and both refuse to go on until an operator chooses. Run rejoin on the node whose
+history is to be given up: what it has beyond the common point is cut from its log
+and kept in DATA/rescue, and the slot follows the other one.`,
+		Example: "  slotfs rejoin mail1",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.act(cmd, "/v1/rejoin", &admin.RejoinRequest{Store: args[0]})
+		},
+	}
+}
+
+func (a *app) act(cmd *cobra.Command, path string, req any) error {
+	var o admin.Outcome
+	if err := a.post(cmd, path, req, &o); err != nil {
+		return err
+	}
+	fmt.Fprintf(a.out, "%s on %s is %s: epoch %d, seq %d", o.Store, o.Node, o.Role, o.Epoch, o.Pos.Seq)
+	if o.Mount != "" {
+		fmt.Fprintf(a.out, ", mounted on %s", o.Mount)
+	}
+	if o.Text != "" {
+		fmt.Fprintf(a.out, "\n%s", o.Text)
+	}
+	fmt.Fprintln(a.out)
+	return nil
+}

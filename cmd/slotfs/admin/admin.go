@@ -1,0 +1,147 @@
+// Package admin is the local administration interface of a running node: what
+// goes over its Unix socket, and the client for it.
+//
+// It is HTTP with JSON bodies. Who may open the socket may do everything; its
+// mode and group come from the config, and nothing of it is on the network.
+//
+//	GET  /v1/status                     Status
+//	GET  /v1/digest?store=S&path=P      Digest
+//	GET  /v1/log?store=S&since=N&user=U a LogLine per line
+//	POST /v1/check     CheckRequest     CheckReport
+//	POST /v1/promote   PromoteRequest   Outcome
+//	POST /v1/demote    DemoteRequest    Outcome
+//	POST /v1/rejoin    RejoinRequest    Outcome
+//	GET  /metrics                       Prometheus' text format
+//
+// A refusal has a status of 400 or more and a Problem as its body.
+package admin
+
+import (
+	"time"
+
+	"slotfs/cmd/slotfs/exit"
+	"slotfs/gossip"
+	"slotfs/meta"
+	"slotfs/meta/op"
+	"slotfs/repl"
+)
+
+// Problem is an error on its way over the socket.
+type Problem struct {
+	Error string    `json:"error"`
+	Code  exit.Code `json:"code"`
+}
+
+// Status is everything a node knows about itself and the others.
+type Status struct {
+	Node     string          `json:"node"`
+	Cluster  string          `json:"cluster"`
+	Version  string          `json:"version"`
+	Time     time.Time       `json:"time"`
+	Started  time.Time       `json:"started"`
+	PID      int             `json:"pid"`
+	Nodes    []gossip.Member `json:"nodes"`    // all that gossip knows, this one included
+	Slots    []SlotStatus    `json:"slots"`    // of this node
+	Problems []gossip.Report `json:"problems"` // refused peers, conflicts of names
+	Warnings []string        `json:"warnings,omitempty"`
+}
+
+// SlotStatus is a slot of this node in full.
+type SlotStatus struct {
+	Store    string        `json:"store"`
+	Mount    string        `json:"mount"`
+	Mounted  bool          `json:"mounted"`
+	Data     string        `json:"data"`
+	Messages uint64        `json:"messages"`
+	Bytes    uint64        `json:"bytes"`
+	Digest   op.Digest     `json:"digest"`
+	DigestAt uint64        `json:"digest_at"` // seq
+	Repl     repl.State    `json:"replication"`
+	Findings []meta.Event  `json:"findings,omitempty"` // the latest, oldest first
+	Hook     *HookOutcome  `json:"hook,omitempty"`     // the last one that ran
+	Mail     *MountTraffic `json:"traffic,omitempty"`
+	Error    string        `json:"error,omitempty"`
+}
+
+// HookOutcome says how a hook ended.
+type HookOutcome struct {
+	Hook     string    `json:"hook"` // on_promote or on_demote
+	Epoch    uint64    `json:"epoch"`
+	Ended    time.Time `json:"ended,omitzero"` // zero: it still runs
+	Duration string    `json:"duration,omitempty"`
+	Error    string    `json:"error,omitempty"`
+}
+
+// MountTraffic counts FUSE requests by opcode since the mount was made.
+type MountTraffic struct {
+	Requests map[string]uint64 `json:"requests"`
+}
+
+// Digest is the digest of a slot, or of a directory in it, with what the
+// other nodes last said about theirs.
+type Digest struct {
+	Store  string       `json:"store"`
+	Path   string       `json:"path"`
+	Node   string       `json:"node"`
+	Seq    uint64       `json:"seq"` // applied when the digest was taken
+	Digest op.Digest    `json:"digest"`
+	Files  uint64       `json:"files"`
+	Bytes  uint64       `json:"bytes"`
+	Peers  []PeerDigest `json:"peers,omitempty"` // of the whole slot only
+}
+
+// PeerDigest is a digest as gossip heard it.
+type PeerDigest struct {
+	Node   string `json:"node"`
+	Seq    uint64 `json:"seq"`
+	Digest string `json:"digest"`
+}
+
+// LogLine is one entry of the log for people.
+type LogLine struct {
+	Seq   uint64    `json:"seq"`
+	Epoch uint64    `json:"epoch"`
+	Time  time.Time `json:"time"`
+	Op    string    `json:"op"`
+	ID    op.ID     `json:"id,omitempty"`
+	Path  string    `json:"path,omitempty"`
+	To    string    `json:"to,omitempty"` // new path of a rename
+	Size  int64     `json:"size,omitempty"`
+	UID   *uint32   `json:"uid,omitempty"`
+	Text  string    `json:"text,omitempty"`
+}
+
+// CheckRequest asks for a check of a slot.
+type CheckRequest struct {
+	Store   string `json:"store"`
+	Content bool   `json:"content"` // read and verify all bytes
+	Rebuild bool   `json:"rebuild"` // make the index anew from tree and log
+}
+
+// PromoteRequest asks a slot to become primary.
+type PromoteRequest struct {
+	Store            string `json:"store"`
+	OldPrimaryIsDown bool   `json:"old_primary_is_down"`
+	Force            bool   `json:"force"`
+}
+
+// DemoteRequest asks a primary to become a replica.
+type DemoteRequest struct {
+	Store string `json:"store"`
+}
+
+// RejoinRequest gives up a slot's diverged history for that of its peers.
+type RejoinRequest struct {
+	Store string `json:"store"`
+}
+
+// Outcome is what came of an operation.
+type Outcome struct {
+	Store string    `json:"store"`
+	Node  string    `json:"node"`
+	Role  repl.Role `json:"role"`
+	Epoch uint64    `json:"epoch"`
+	Pos   op.Pos    `json:"pos"`
+	Mount string    `json:"mount"`
+	Text  string    `json:"text,omitempty"`
+}

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/url"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"slotfs/cmd/slotfs/admin"
+)
+
+func (a *app) statusCmd() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show every node and every slot",
+		Long: `Status asks one node about all: every node that gossip knows, and of every slot
+its role, epoch, position, lag, whether it is in sync, mount, messages, bytes and
+last error. What other nodes say of themselves is a second old at most.`,
+		Example: `  slotfs status
+  slotfs status --json | jq '.nodes[].slots[] | {store, role, lag_entries}'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var s admin.Status
+			if err := a.get(cmd, "/v1/status", nil, &s); err != nil {
+				return err
+			}
+			if asJSON {
+				return a.printJSON(&s)
+			}
+			return printStatus(a.out, &s)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func (a *app) get(cmd *cobra.Command, path string, query url.Values, out any) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	return c.Get(cmd.Context(), path, query, out)
+}
+
+func (a *app) post(cmd *cobra.Command, path string, in, out any) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	return c.Post(cmd.Context(), path, in, out)
+}
+
+func (a *app) printJSON(v any) error {
+	e := json.NewEncoder(a.out)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+func (a *app) digestCmd() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "digest STORE [PATH]",
+		Short: "Show the digest of a slot or of a directory in it",
+		Long: `Two slots with the same digest at the same seq hold the same names, attributes
+and content. With a PATH the digest is that of the directory and all below it,
+and is compared by running the command on both nodes.`,
+		Example: `  slotfs digest mail1
+  slotfs digest mail1 example.org/alice/Maildir`,
+		Args: cobra.RangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			q := url.Values{"store": {args[0]}}
+			if len(args) == 2 {
+				q.Set("path", args[1])
+			}
+			var d admin.Digest
+			if err := a.get(cmd, "/v1/digest", q, &d); err != nil {
+				return err
+			}
+			if asJSON {
+				return a.printJSON(&d)
+			}
+			printDigest(a.out, &d)
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func (a *app) logCmd() *cobra.Command {
+	var (
+		asJSON bool
+		since  uint64
+		user   string
+	)
+	cmd := &cobra.Command{
+		Use:   "log STORE",
+		Short: "Show who delivered, renamed and removed what, and when",
+		Long: `Log prints the committed entries that the slot's log still holds, oldest first.
+Paths are those at the time of the entry where the log shows how they came about,
+else the present ones; an object that is gone and was made before the log begins
+is shown by its id.`,
+		Example: `  slotfs log mail1 --user alice
+  slotfs log mail1 --since 120000 --json`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			q := url.Values{"store": {args[0]}}
+			if since > 0 {
+				q.Set("since", strconv.FormatUint(since, 10))
+			}
+			if user != "" {
+				q.Set("user", user)
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			body, err := c.Stream(cmd.Context(), "/v1/log", q)
+			if err != nil {
+				return err
+			}
+			defer body.Close()
+			if asJSON {
+				_, err := io.Copy(a.out, body)
+				return err
+			}
+			return printLog(a.out, body)
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&asJSON, "json", false, "print one JSON object per line")
+	f.Uint64Var(&since, "since", 0, "begin at this seq")
+	f.StringVar(&user, "user", "", "only entries below a directory of this name (or this path from the root)")
+	return cmd
+}
+
+func printLog(w io.Writer, r io.Reader) error {
+	out := bufio.NewWriter(w)
+	dec := json.NewDecoder(r)
+	for {
+		var l admin.LogLine
+		if err := dec.Decode(&l); err == io.EOF {
+			return out.Flush()
+		} else if err != nil {
+			out.Flush()
+			return fmt.Errorf("read the answer: %w", err)
+		}
+		fmt.Fprintf(out, "%8d  %s  %-9s", l.Seq, l.Time.Local().Format("2006-01-02 15:04:05.000"), l.Op)
+		if l.Path != "" {
+			fmt.Fprintf(out, " %s", l.Path)
+		}
+		if l.To != "" {
+			fmt.Fprintf(out, " -> %s", l.To)
+		}
+		if l.Size > 0 {
+			fmt.Fprintf(out, "  %d bytes", l.Size)
+		}
+		if l.UID != nil {
+			fmt.Fprintf(out, "  uid %d", *l.UID)
+		}
+		if l.Text != "" {
+			fmt.Fprintf(out, "  (%s)", l.Text)
+		}
+		fmt.Fprintln(out)
+	}
+}
+
+func (a *app) metricsCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:     "metrics",
+		Short:   "Print the node's metrics in Prometheus' text format",
+		Example: "  slotfs metrics | grep slotfs_slot_lag",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			body, err := c.Stream(cmd.Context(), "/metrics", nil)
+			if err != nil {
+				return err
+			}
+			defer body.Close()
+			_, err = io.Copy(a.out, body)
+			return err
+		},
+	}
+}

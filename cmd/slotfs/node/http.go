@@ -1,0 +1,249 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"slotfs/cmd/slotfs/admin"
+	"slotfs/cmd/slotfs/exit"
+	"slotfs/gossip"
+	"slotfs/meta"
+	"slotfs/meta/op"
+	"slotfs/repl"
+)
+
+// serveHTTP answers on the admin socket, and on the metrics address if there
+// is one.
+func (n *Node) serveHTTP(wg *sync.WaitGroup) {
+	metrics := promhttp.HandlerFor(n.registry(), promhttp.HandlerOpts{})
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics)
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) { st := n.Status(); answer(w, &st, nil) })
+	mux.HandleFunc("GET /v1/digest", n.getDigest)
+	mux.HandleFunc("GET /v1/log", n.getLog)
+	mux.HandleFunc("POST /v1/promote", handle(n.promote))
+	mux.HandleFunc("POST /v1/demote", handle(n.demote))
+	mux.HandleFunc("POST /v1/rejoin", handle(n.rejoin))
+	n.serve(wg, &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}, "admin", n.admin)
+	if n.metrics != nil {
+		only := http.NewServeMux()
+		only.Handle("GET /metrics", metrics)
+		n.serve(wg, &http.Server{Handler: only, ReadHeaderTimeout: 10 * time.Second}, "metrics", n.metrics)
+	}
+}
+
+func (n *Node) serve(wg *sync.WaitGroup, srv *http.Server, name string, l net.Listener) {
+	srv.ErrorLog = slog.NewLogLogger(n.Log.Handler(), slog.LevelWarn)
+	n.https = append(n.https, srv)
+	wg.Go(func() {
+		if err := srv.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+			n.Log.Error("http", "server", name, "err", err)
+		}
+	})
+}
+
+// shutdownHTTP lets the requests end that are being answered.
+func (n *Node) shutdownHTTP() {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	for _, s := range n.https {
+		if err := s.Shutdown(ctx); err != nil {
+			s.Close()
+		}
+	}
+}
+
+// problem turns an error into an answer with its exit code.
+func problem(w http.ResponseWriter, err error) {
+	p := admin.Problem{Error: err.Error(), Code: exit.Of(err)}
+	status := http.StatusInternalServerError
+	switch {
+	case p.Code != exit.General:
+	case errors.Is(err, repl.ErrRefused):
+		p.Code = exit.Refused
+	case errors.Is(err, meta.ErrNotExist):
+		p.Code = exit.Usage
+	}
+	switch p.Code {
+	case exit.Refused:
+		status = http.StatusConflict
+	case exit.Usage:
+		status = http.StatusNotFound
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	json.NewEncoder(w).Encode(&p)
+}
+
+func answer(w http.ResponseWriter, v any, err error) {
+	if err != nil {
+		problem(w, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(v)
+}
+
+// handle decodes a request for f and encodes its answer.
+func handle[In, Out any](f func(context.Context, *In) (*Out, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		in := new(In)
+		dec := json.NewDecoder(r.Body)
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(in); err != nil {
+			problem(w, exit.With(exit.Usage, fmt.Errorf("read request: %w", err)))
+			return
+		}
+		out, err := f(r.Context(), in)
+		answer(w, out, err)
+	}
+}
+
+// slot finds the slot that a request names.
+func (n *Node) slot(store string) (*Slot, error) {
+	if s, ok := n.Slot(store); ok {
+		return s, nil
+	}
+	return nil, exit.With(exit.Usage, fmt.Errorf("node %s has no slot of store %q", n.Config.Node, store))
+}
+
+func (n *Node) getDigest(w http.ResponseWriter, r *http.Request) {
+	d, err := n.digest(r.FormValue("store"), r.FormValue("path"))
+	answer(w, d, err)
+}
+
+func (n *Node) digest(store, path string) (*admin.Digest, error) {
+	s, err := n.slot(store)
+	if err != nil {
+		return nil, err
+	}
+	d := &admin.Digest{Store: store, Path: path, Node: n.Config.Node}
+	id := op.Root
+	if path != "" {
+		if id, err = s.Meta.Lookup(path); err != nil {
+			return nil, fmt.Errorf("%s in store %s: %w", path, store, err)
+		}
+	}
+	// The parts are not taken in one step; again if something was applied
+	// between them.
+	for range 100 {
+		d.Seq, d.Digest = s.Meta.Digest()
+		whole, files, bytes, err := s.Meta.DirDigest(id)
+		if err != nil {
+			return nil, fmt.Errorf("%s in store %s: %w", path, store, err)
+		}
+		d.Files, d.Bytes = files, bytes
+		if path != "" {
+			d.Digest = whole
+		}
+		if after, _ := s.Meta.Digest(); after == d.Seq {
+			break
+		}
+	}
+	if path == "" {
+		for _, m := range n.Gossip.Members() {
+			for _, g := range m.Slots {
+				if !m.Self && g.Store == store && g.Digest != "" {
+					d.Peers = append(d.Peers, admin.PeerDigest{Node: m.Name, Seq: g.Applied, Digest: g.Digest})
+				}
+			}
+		}
+	}
+	return d, nil
+}
+
+func (n *Node) getLog(w http.ResponseWriter, r *http.Request) {
+	s, err := n.slot(r.FormValue("store"))
+	if err != nil {
+		problem(w, err)
+		return
+	}
+	since := uint64(0)
+	if v := r.FormValue("since"); v != "" {
+		if since, err = strconv.ParseUint(v, 10, 64); err != nil {
+			problem(w, exit.With(exit.Usage, fmt.Errorf("since: %w", err)))
+			return
+		}
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	enc := json.NewEncoder(w)
+	sent := false
+	err = s.history(r.Context(), since, r.FormValue("user"), func(l *admin.LogLine) error {
+		sent = true
+		return enc.Encode(l)
+	})
+	switch {
+	case err == nil || r.Context().Err() != nil:
+	case sent:
+		n.Log.Warn("answer cut short", "err", err)
+		panic(http.ErrAbortHandler) // so that the client notices
+	default:
+		problem(w, err)
+	}
+}
+
+func (n *Node) promote(ctx context.Context, r *admin.PromoteRequest) (*admin.Outcome, error) {
+	s, err := n.slot(r.Store)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.storeNameFree(s); err != nil {
+		return nil, exit.With(exit.Refused, err)
+	}
+	err = s.Member.Promote(ctx, repl.PromoteOptions{OldPrimaryIsDown: r.OldPrimaryIsDown, Force: r.Force})
+	return s.outcome(err)
+}
+
+// storeNameFree refuses to serve a store if gossip knows another one of the
+// same name.
+func (n *Node) storeNameFree(s *Slot) error {
+	for _, r := range n.Gossip.Problems() {
+		var p *gossip.StoreConflict
+		if errors.As(r.Problem, &p) && p.Store == s.Conf.Store {
+			return fmt.Errorf("refused: %w. Rename one of them in the configs of its nodes", p)
+		}
+	}
+	return nil
+}
+
+func (n *Node) demote(ctx context.Context, r *admin.DemoteRequest) (*admin.Outcome, error) {
+	s, err := n.slot(r.Store)
+	if err != nil {
+		return nil, err
+	}
+	return s.outcome(s.Member.Demote(ctx))
+}
+
+func (n *Node) rejoin(ctx context.Context, r *admin.RejoinRequest) (*admin.Outcome, error) {
+	s, err := n.slot(r.Store)
+	if err != nil {
+		return nil, err
+	}
+	return s.outcome(s.Member.Rejoin(ctx, true))
+}
+
+// outcome tells how things stand after an operation.
+func (s *Slot) outcome(err error) (*admin.Outcome, error) {
+	s.node.publish()
+	if err != nil {
+		return nil, err
+	}
+	st := s.Member.State()
+	o := &admin.Outcome{Store: s.Conf.Store, Node: s.node.Config.Node, Role: st.Role, Epoch: st.Epoch, Pos: st.Pos, Text: st.Doing}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fs != nil {
+		o.Mount = s.Conf.Mount
+	}
+	return o, nil
+}

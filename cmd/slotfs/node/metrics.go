@@ -1,0 +1,107 @@
+package node
+
+import (
+	"path/filepath"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"slotfs/repl"
+)
+
+// collector reads all metrics from the state at the time of asking: nothing is
+// counted twice, and nothing can be forgotten on the way.
+type collector struct{ n *Node }
+
+var _ prometheus.Collector = collector{}
+
+func (n *Node) registry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collector{n})
+	return r
+}
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("slotfs_"+name, help, labels, nil)
+}
+
+// Describe implements prometheus.Collector: what there is depends on the
+// state, so the collector is unchecked.
+func (c collector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (c collector) Collect(out chan<- prometheus.Metric) {
+	gauge := func(v float64, name, help string, kv ...string) {
+		keys, values := split(kv)
+		out <- prometheus.MustNewConstMetric(desc(name, help, keys...), prometheus.GaugeValue, v, values...)
+	}
+	counter := func(v float64, name, help string, kv ...string) {
+		keys, values := split(kv)
+		out <- prometheus.MustNewConstMetric(desc(name, help, keys...), prometheus.CounterValue, v, values...)
+	}
+	gauge(1, "build_info", "The running version.", "version", c.n.Version, "node", c.n.Config.Node)
+	for _, m := range c.n.Gossip.Members() {
+		gauge(truth(m.Alive), "node_up", "Whether gossip hears the node.", "node", m.Name)
+	}
+	gauge(float64(len(c.n.Gossip.Problems())), "cluster_problems", "Refused peers and conflicts of names, as in status.")
+	for _, s := range c.n.Slots {
+		c.slot(s, gauge, counter)
+	}
+}
+
+type emit func(v float64, name, help string, kv ...string)
+
+func (c collector) slot(s *Slot, gauge, counter emit) {
+	store := s.Conf.Store
+	st := s.status()
+	r := &st.Repl
+	for _, role := range []repl.Role{repl.Replica, repl.Promoting, repl.Primary, repl.Demoting} {
+		gauge(truth(r.Role == role), "slot_role", "1 for the role that the slot has.", "store", store, "role", string(role))
+	}
+	gauge(float64(r.Epoch), "slot_epoch", "Epoch of the slot's history.", "store", store)
+	gauge(truth(r.InSync), "slot_in_sync", "Whether the slot is in the in-sync set.", "store", store)
+	gauge(float64(len(r.Members)), "slot_members", "Size of the in-sync set; 1 means that one copy is left.", "store", store)
+	gauge(truth(st.Mounted), "slot_mounted", "Whether the store is mounted here.", "store", store)
+	gauge(truth(r.Faulted != "" || r.Diverged != ""), "slot_fault", "Whether the slot stopped because of a fault or diverged.", "store", store)
+	for mark, v := range map[string]uint64{"appended": r.Pos.Seq, "durable": r.Durable, "received": r.Received, "committed": r.Commit, "applied": r.Applied} {
+		gauge(float64(v), "slot_seq", "Seq that the slot has reached.", "store", store, "mark", mark)
+	}
+	gauge(float64(st.Messages), "slot_messages", "Messages in the store.", "store", store)
+	gauge(float64(st.Bytes), "slot_bytes", "Bytes in the files of the store.", "store", store)
+	gauge(float64(s.Meta.Log.Size()), "slot_log_bytes", "Size of the slot's log.", "store", store)
+	for _, p := range r.Peers {
+		gauge(truth(p.Connected), "peer_connected", "Whether entries stream between this slot and the peer's.", "store", store, "peer", p.Node)
+		gauge(float64(p.LagEntries), "peer_lag_entries", "Entries between this slot and the peer's.", "store", store, "peer", p.Node)
+		gauge(float64(p.LagBytes), "peer_lag_bytes", "Bytes between this slot and the peer's.", "store", store, "peer", p.Node)
+		gauge(p.LagSeconds, "peer_lag_seconds", "Age of the oldest entry that is not on both sides.", "store", store, "peer", p.Node)
+	}
+	for kind, n := range s.Meta.Events.Counts() {
+		counter(float64(n), "findings_total", "Findings since start, by kind.", "store", store, "kind", kind)
+	}
+	if st.Mail != nil {
+		for opcode, n := range st.Mail.Requests {
+			counter(float64(n), "fuse_requests_total", "FUSE requests since the mount was made, by opcode.", "store", store, "opcode", opcode)
+		}
+	}
+	for _, part := range []string{"tree", "oplog", "index"} {
+		if bytes, inodes, err := free(filepath.Join(s.Conf.Data, part)); err == nil {
+			gauge(float64(bytes), "disk_free_bytes", "Free space of the file system.", "store", store, "part", part)
+			gauge(float64(inodes), "disk_free_inodes", "Free inodes of the file system.", "store", store, "part", part)
+		}
+	}
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// split turns key, value, key, value … into two lists.
+func split(kv []string) (keys, values []string) {
+	for i := 0; i+1 < len(kv); i += 2 {
+		keys, values = append(keys, kv[i]), append(values, kv[i+1])
+	}
+	return keys, values
+}

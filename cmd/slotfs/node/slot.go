@@ -1,0 +1,162 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"syscall"
+	"time"
+
+	"slotfs/cmd/slotfs/admin"
+	"slotfs/cmd/slotfs/config"
+	"slotfs/fs"
+	"slotfs/meta"
+	"slotfs/meta/op"
+	"slotfs/repl"
+)
+
+// unmountTimeout bounds a graceful unmount; then it is done lazily.
+const unmountTimeout = 5 * time.Second
+
+// Slot is one slot of a node.
+type Slot struct {
+	Conf   config.Slot
+	Meta   *meta.Slot
+	Member *repl.Member
+
+	node *Node
+	log  *slog.Logger
+
+	hook sync.Mutex // held while a hook runs
+
+	mu         sync.Mutex
+	fs         *fs.FS             // nil: not mounted
+	epoch      uint64             // of the mount
+	stopHook   context.CancelFunc // ends a running on_promote; may be nil
+	lastHook   *admin.HookOutcome
+	mountError string
+	hooks      sync.WaitGroup // on_promote runs
+}
+
+// Mount implements repl.Hooks: it mounts the store and starts on_promote.
+func (s *Slot) Mount(_ context.Context, epoch uint64) error {
+	f, err := fs.Mount(s.Conf.Mount, s.Meta, fs.Options{
+		ProtectMountPoint: s.Conf.ProtectMountPoint,
+		Status:            s.statusJSON,
+		Logger:            s.log,
+		OnPanic:           func(v any) { s.log.Error("panic in a file system call", "panic", v) },
+	})
+	s.mu.Lock()
+	s.mountError = ""
+	if err != nil {
+		s.mountError = err.Error()
+	}
+	s.fs, s.epoch = f, epoch
+	s.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("mount %s on %s: %w", s.Conf.Store, s.Conf.Mount, err)
+	}
+	s.log.Info("mounted", "mount", s.Conf.Mount, "epoch", epoch)
+	s.node.publishSoon()
+	if len(s.Conf.OnPromote) > 0 {
+		s.startOnPromote(epoch)
+	}
+	return nil
+}
+
+func (s *Slot) startOnPromote(epoch uint64) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	s.mu.Lock()
+	s.stopHook = func() { cancel(errHookSuperseded) }
+	s.mu.Unlock()
+	s.hooks.Go(func() {
+		s.hook.Lock()
+		defer s.hook.Unlock()
+		defer cancel(nil)
+		if ctx.Err() != nil {
+			return
+		}
+		s.runHook(ctx, hookRun{"on_promote", s.Conf.OnPromote, epoch, s.hookEnv(epoch, "primary", "promoted")})
+	})
+}
+
+// Unmount implements repl.Hooks: on_demote, refuse changes, unmount.
+func (s *Slot) Unmount(ctx context.Context, reason string) error {
+	s.mu.Lock()
+	f, epoch, stop := s.fs, s.epoch, s.stopHook
+	s.stopHook = nil
+	s.mu.Unlock()
+	if f == nil {
+		return nil
+	}
+	if stop != nil {
+		stop()
+	}
+	s.hooks.Wait()
+	if len(s.Conf.OnDemote) > 0 {
+		s.hook.Lock()
+		s.runHook(context.WithoutCancel(ctx), hookRun{"on_demote", s.Conf.OnDemote, epoch, s.hookEnv(epoch, "replica", reason)})
+		s.hook.Unlock()
+	}
+	f.Refuse(syscall.EROFS)
+	uctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unmountTimeout)
+	defer cancel()
+	err := f.Unmount(uctx)
+	s.mu.Lock()
+	s.fs = nil
+	s.mu.Unlock()
+	s.node.publishSoon()
+	var held *fs.HeldError
+	if errors.As(err, &held) {
+		s.log.Warn("the mount was in use; what these processes have cached stays readable to them", "mount", s.Conf.Mount, "err", err)
+	} else if err != nil {
+		return fmt.Errorf("unmount %s: %w", s.Conf.Mount, err)
+	}
+	s.log.Info("unmounted", "mount", s.Conf.Mount, "reason", reason)
+	return nil
+}
+
+// fetch is meta's read repair: it asks the other slots for good content.
+func (s *Slot) fetch(ctx context.Context, id op.ID, want op.Sum) ([]byte, error) {
+	m := s.Member
+	if m == nil {
+		return nil, errNotRunning
+	}
+	return m.Fetch(ctx, id, want)
+}
+
+var errNotRunning = errors.New("replication is not running yet")
+
+// status is everything about the slot.
+func (s *Slot) status() admin.SlotStatus {
+	st := s.Member.State()
+	held := s.Meta.Stats()
+	events := s.Meta.Events.List()
+	if n := len(events) - 20; n > 0 {
+		events = events[n:]
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := admin.SlotStatus{
+		Store: s.Conf.Store, Mount: s.Conf.Mount, Mounted: s.fs != nil, Data: s.Conf.Data,
+		Messages: held.Messages, Bytes: held.Bytes, Digest: held.Digest, DigestAt: held.Pos.Seq,
+		Repl: st, Findings: events, Hook: s.lastHook, Error: s.mountError,
+	}
+	if s.fs != nil {
+		out.Mail = &admin.MountTraffic{Requests: s.fs.Stats()}
+	}
+	return out
+}
+
+// statusJSON is what .slotfs/status shows inside the mount.
+func (s *Slot) statusJSON() []byte {
+	st := s.status()
+	b, err := json.MarshalIndent(&st, "", "  ")
+	if err != nil {
+		return []byte("{}\n")
+	}
+	return append(b, '\n')
+}

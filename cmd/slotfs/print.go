@@ -1,0 +1,185 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"slotfs/cmd/slotfs/admin"
+	"slotfs/gossip"
+	"slotfs/repl"
+)
+
+// printStatus shows s for people: nodes, slots by store, then what is wrong.
+func printStatus(w io.Writer, s *admin.Status) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "NODE\tSTATE\tSINCE\tGOSSIP\tREPLICATION\tVERSION\n")
+	for _, n := range s.Nodes {
+		name := n.Name
+		if n.Self {
+			name += " *"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", name, nodeState(&n), age(s.Time, n.Since), n.Gossip, dash(n.Repl), dash(n.Software))
+	}
+	fmt.Fprintln(t)
+	fmt.Fprintf(t, "STORE\tNODE\tROLE\tEPOCH\tSEQ\tLAG\tIN SYNC\tMOUNTED ON\tMESSAGES\tSIZE\n")
+	var notes []string
+	for _, r := range slotRows(s) {
+		sl := &r.slot
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\t%d\t%s\n", sl.Store, r.node, role(&r), sl.Epoch, sl.Pos.Seq, lag(sl), yes(sl.InSync),
+			mount(sl), sl.Messages, size(sl.Bytes))
+		for _, n := range []struct{ what, text string }{{"", sl.Doing}, {"FAULT: ", sl.Fault}, {"last error: ", sl.Error}} {
+			if n.text != "" {
+				notes = append(notes, fmt.Sprintf("%s on %s: %s%s", sl.Store, r.node, n.what, n.text))
+			}
+		}
+		if sl.Findings > 0 {
+			notes = append(notes, fmt.Sprintf("%s on %s: %d findings since start; see slotfs status --json", sl.Store, r.node, sl.Findings))
+		}
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, p := range s.Problems {
+		notes = append(notes, p.Text)
+	}
+	notes = append(notes, alone(s)...)
+	notes = append(notes, s.Warnings...)
+	if len(notes) > 0 {
+		fmt.Fprintln(w)
+	}
+	for _, n := range notes {
+		fmt.Fprintf(w, "! %s\n", n)
+	}
+	return nil
+}
+
+// row is one slot of one node.
+type row struct {
+	node  string
+	alive bool
+	slot  gossip.Slot
+}
+
+func slotRows(s *admin.Status) []row {
+	var rows []row
+	for _, n := range s.Nodes {
+		for _, sl := range n.Slots {
+			rows = append(rows, row{n.Name, n.Alive, sl})
+		}
+	}
+	slices.SortStableFunc(rows, func(a, b row) int { return strings.Compare(a.slot.Store, b.slot.Store) })
+	return rows
+}
+
+// alone says which primaries have the only copy.
+func alone(s *admin.Status) []string {
+	var out []string
+	for _, r := range slotRows(s) {
+		if r.alive && r.slot.Role == string(repl.Primary) && len(r.slot.Members) == 1 {
+			out = append(out, fmt.Sprintf("%s: one copy left: the primary on %s is alone in the in-sync set", r.slot.Store, r.node))
+		}
+	}
+	return out
+}
+
+func nodeState(n *gossip.Member) string {
+	switch {
+	case n.Alive:
+		return "up"
+	case n.Left:
+		return "stopped"
+	default:
+		return "no answer"
+	}
+}
+
+func role(r *row) string {
+	if !r.alive {
+		return "(" + r.slot.Role + ")"
+	}
+	return r.slot.Role
+}
+
+func lag(s *gossip.Slot) string {
+	if s.Role == string(repl.Primary) {
+		return "-"
+	}
+	if s.LagEntries == 0 {
+		return "0"
+	}
+	return fmt.Sprintf("%d entries, %s, %.1f s", s.LagEntries, size(uint64(max(s.LagBytes, 0))), s.LagSeconds)
+}
+
+func mount(s *gossip.Slot) string {
+	if s.Mounted {
+		return s.Mount
+	}
+	return "-"
+}
+
+func yes(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func age(now, then time.Time) string {
+	if then.IsZero() {
+		return "-"
+	}
+	d := now.Sub(then)
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%d s", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h", int(d.Hours()))
+	default:
+		return fmt.Sprintf("%d days", int(d.Hours()/24))
+	}
+}
+
+func size(n uint64) string {
+	f := float64(n)
+	for _, u := range []string{"B", "KiB", "MiB", "GiB"} {
+		if f < 1024 {
+			if u == "B" {
+				return fmt.Sprintf("%d B", n)
+			}
+			return fmt.Sprintf("%.1f %s", f, u)
+		}
+		f /= 1024
+	}
+	return fmt.Sprintf("%.1f TiB", f)
+}
+
+func printDigest(w io.Writer, d *admin.Digest) {
+	where := d.Store
+	if d.Path != "" {
+		where += "/" + d.Path
+	}
+	fmt.Fprintf(w, "%s  %s on %s at seq %d: %d files, %s\n", d.Digest, where, d.Node, d.Seq, d.Files, size(d.Bytes))
+	for _, p := range d.Peers {
+		verdict := "at another seq, so not comparable"
+		switch {
+		case p.Seq == d.Seq && p.Digest == d.Digest.String():
+			verdict = "equal"
+		case p.Seq == d.Seq:
+			verdict = "DIFFERENT"
+		}
+		fmt.Fprintf(w, "%s  %s on %s at seq %d: %s\n", p.Digest, d.Store, p.Node, p.Seq, verdict)
+	}
+}
