@@ -2,9 +2,13 @@ package meta
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"slotfs/meta/op"
 	"slotfs/meta/oplog"
 )
 
@@ -76,6 +80,9 @@ func (s *Slot) checkpoint() error {
 
 // finishCheckpoint makes tree and index durable at st.
 func (s *Slot) finishCheckpoint(st state) error {
+	if err := s.markControl(); err != nil {
+		return err
+	}
 	if err := s.tree.sync(); err != nil {
 		return err
 	}
@@ -88,6 +95,44 @@ func (s *Slot) finishCheckpoint(st state) error {
 		}
 	}
 	return s.trimLog(st.Pos.Seq)
+}
+
+// markControl brings the marks of control files up to the state that is being
+// written to the index.
+func (s *Slot) markControl() error {
+	s.ix.mu.RLock()
+	frozen := s.ix.frozen // maps that nobody writes to any more
+	s.ix.mu.RUnlock()
+	for id, n := range frozen.inodes {
+		if n == nil || n.Sealed || !n.IsRegular() {
+			continue
+		}
+		if err := s.markOne(id, markOf(n)); err != nil {
+			return fmt.Errorf("mark id %d: %w", id, err)
+		}
+	}
+	return nil
+}
+
+func (s *Slot) markOne(id op.ID, m mark) error {
+	s.tree.mu.RLock()
+	defer s.tree.mu.RUnlock()
+	now, err := s.ix.inode(id)
+	if errors.Is(err, ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	h, err := s.tree.file(now)
+	if errors.Is(err, unix.ENOENT) {
+		return nil // reported when it was missed
+	}
+	if err != nil {
+		return err
+	}
+	defer h.release()
+	return s.tree.again(func() error { return unix.Fsetxattr(h.fd, markName, m.encode(), 0) })
 }
 
 // trimLog gives up log that nobody needs. Recovery needs what follows c, a

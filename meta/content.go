@@ -188,7 +188,7 @@ func changeBytes(f *os.File, o op.Op) error {
 	case *op.Truncate:
 		err = f.Truncate(o.Size)
 	case *op.Fallocate:
-		err = unix.Fallocate(int(f.Fd()), o.Mode, o.Off, o.Len)
+		err = fallocate(int(f.Fd()), o)
 	}
 	return err
 }

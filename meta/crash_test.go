@@ -120,6 +120,9 @@ func (d *damageWorld) one(path string, id op.ID) {
 	d.must(unix.Lstat(path, &st))
 	regular, dir := st.Mode&typeMask == typeRegular, st.Mode&typeMask == typeDir
 	fresh := uint64(id) > d.c
+	if put, ok := d.log.entries[id-1].Op.(*op.Put); ok && put.Stage != 0 && put.Stage <= d.c {
+		fresh = false // its first chunk was on disk at the checkpoint
+	}
 	switch r := d.rnd.IntN(12); {
 	case r < 2 && fresh && !dir:
 		d.must(os.Remove(path))

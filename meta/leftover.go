@@ -131,7 +131,7 @@ func (r *reconciler) leftover(n *node) error {
 		if done.same(n) {
 			return r.remove(n) // a name that it lost
 		}
-		if m, err := readMark(n.path()); r.vanished != nil && err == nil && !m.Sized {
+		if m, err := readMark(n.path()); r.vanished != nil && err == nil && !m.Sealed {
 			return r.discard(n) // a control file that a resync replaced
 		}
 		return r.quarantine(n, "a second object with this id")
@@ -149,7 +149,7 @@ func (r *reconciler) leftover(n *node) error {
 		return r.discard(n)
 	}
 	if r.vanished != nil {
-		if m, err := readMark(n.path()); err == nil && r.vanished(n.id, m.Sized) {
+		if m, err := readMark(n.path()); err == nil && r.vanished(n.id, m.Sealed) {
 			return r.discard(n)
 		}
 	}

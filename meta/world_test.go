@@ -375,7 +375,10 @@ func treeState(t testing.TB, dir string) map[string]string {
 		var b strings.Builder
 		fmt.Fprintf(&b, "%06o %d:%d", st.Mode, st.Uid, st.Gid)
 		m, err := readMark(path)
-		fmt.Fprintf(&b, " id %d %v %v", m.ID, m, err)
+		fmt.Fprintf(&b, " id %d %v", m.ID, err)
+		if m.Sealed {
+			fmt.Fprintf(&b, " %+v", m)
+		}
 		fmt.Fprintf(&b, " mtime %d", unix.TimespecToNsec(st.Mtim))
 		xs, err := readXattrs(path)
 		fmt.Fprintf(&b, " xattrs %q %v", xs, err)
