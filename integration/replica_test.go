@@ -116,11 +116,11 @@ func TestStopWithoutReplica(t *testing.T) {
 // TestEmptiedReplica: a replica gets a new, empty disk while the primary
 // serves on; it fills itself, also if it is killed on the way.
 func TestEmptiedReplica(t *testing.T) {
-	f := newCluster(t, 2, cluster.Options{Slot: `log_max = "64MiB"`})
+	f := newCluster(t, 2, cluster.Options{Slot: `log_max = "256MiB"`})
 	f.expect(provoked...)
 	must(t, f.StartPair())
 	n1, n2 := f.Nodes[0], f.Nodes[1]
-	f.fill(n1, 120<<20)
+	f.fill(n1, 350<<20)
 	stop := f.background(2)
 	must(t, n2.Kill())
 	must(t, n2.Clear())
@@ -159,18 +159,18 @@ func (f *fixture) fill(n *cluster.Node, total int) {
 // TestLongAway: a replica was away for longer than the log reaches back. Only
 // what differs is moved.
 func TestLongAway(t *testing.T) {
-	f := newCluster(t, 2, cluster.Options{Slot: `log_max = "64MiB"`})
+	f := newCluster(t, 2, cluster.Options{Slot: `log_max = "256MiB"`})
 	f.expect(provoked...)
 	must(t, f.StartPair())
 	n1, n2 := f.Nodes[0], f.Nodes[1]
 	must(t, deliver(n1.Mount, "same", map[string][]byte{"a": []byte("a\n"), "b": []byte("b\n")}))
 	f.equal()
 	must(t, n2.Stop())
-	f.fill(n1, 200<<20)
+	f.fill(n1, 300<<20)
 	must(t, os.RemoveAll(filepath.Join(n1.Mount, "fill")))
 	must(t, deliver(n1.Mount, "new", map[string][]byte{"c": []byte("c\n")}))
 	must(t, os.Rename(filepath.Join(n1.Mount, "same", "cur", "a:2,"), filepath.Join(n1.Mount, "same", "cur", "a:2,S")))
-	f.fill(n1, 80<<20)
+	f.fill(n1, 100<<20)
 	must(t, n2.Start())
 	must(t, f.WaitInSync())
 	f.equal()

@@ -49,7 +49,7 @@ func New(dir string, size int64) (*Disk, error) {
 		EntryTimeout: &never, AttrTimeout: &never,
 		MountOptions: fuse.MountOptions{
 			FsName: "powerloss", Name: "powerloss", DirectMountStrict: true,
-			DisableXAttrs: true, MaxWrite: 1 << 20,
+			DisableXAttrs: true, MaxWrite: 512 << 10, DisableSplice: true,
 		},
 	})
 	if err != nil {
