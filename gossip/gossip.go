@@ -71,9 +71,12 @@ type Slot struct {
 	Members   []op.SlotID `json:"members,omitempty"` // the in-sync set
 	InSync    bool        `json:"in_sync"`
 
+	// How far a replica says it is behind; Peers of its primary knows better.
 	LagEntries uint64  `json:"lag_entries"`
 	LagBytes   int64   `json:"lag_bytes"`
 	LagSeconds float64 `json:"lag_seconds"`
+
+	Peers []PeerLag `json:"peers,omitempty"` // of a primary: its replicas
 
 	Mount    string `json:"mount"` // mount point
 	Mounted  bool   `json:"mounted"`
@@ -84,6 +87,15 @@ type Slot struct {
 	Fault    string `json:"fault,omitempty"`    // why the slot stopped acknowledging
 	Error    string `json:"error,omitempty"`    // last error
 	Findings uint64 `json:"findings,omitempty"` // damage found since start
+}
+
+// PeerLag is how far a replica is behind its primary.
+type PeerLag struct {
+	ID        op.SlotID `json:"slot_id"`
+	Connected bool      `json:"connected"`
+	Entries   uint64    `json:"entries"`
+	Bytes     int64     `json:"bytes"`
+	Seconds   float64   `json:"seconds"` // age of the oldest entry that it lacks
 }
 
 // Member is a node as this node sees it.

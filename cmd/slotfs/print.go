@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -75,9 +76,18 @@ func slotRows(s *admin.Status) []row {
 	return rows
 }
 
-// alone says which primaries have the only copy.
+// alone says which stores have one copy only, or no primary.
 func alone(s *admin.Status) []string {
 	var out []string
+	served := map[string]bool{}
+	for _, r := range slotRows(s) {
+		served[r.slot.Store] = served[r.slot.Store] || r.alive && r.slot.Role == string(repl.Primary)
+	}
+	for _, store := range slices.Sorted(maps.Keys(served)) {
+		if !served[store] {
+			out = append(out, store+": no primary: the store is mounted nowhere")
+		}
+	}
 	for _, r := range slotRows(s) {
 		if r.alive && r.slot.Role == string(repl.Primary) && len(r.slot.Members) == 1 {
 			out = append(out, fmt.Sprintf("%s: one copy left: the primary on %s is alone in the in-sync set", r.slot.Store, r.node))

@@ -404,3 +404,49 @@ func TestStrangers(t *testing.T) {
 		t.Errorf("strangers became members: %+v", n)
 	}
 }
+
+// TestWrongCertificate: a node that has our gossip key but another cluster's
+// certificate is heard, and refused by replication; both sides say so.
+func TestWrongCertificate(t *testing.T) {
+	needFUSE(t)
+	a := initNode(t, "a")
+	s := initNode(t, "s", "--join", a.gossip)
+	key, err := os.ReadFile(filepath.Join(a.dir, "cluster", "gossip.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(s.dir, "cluster", "gossip.key"), key, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a.start(t)
+	s.start(t)
+	a.run(t, "promote", "mail1").want(t, exit.OK)
+	for _, n := range []*server{a, s} {
+		eventually(t, "report of "+n.config, func() bool {
+			return strings.Contains(n.run(t, "status").stdout, "belongs to another cluster")
+		})
+	}
+	if m := a.status(t).Slots[0].Repl.Members; len(m) != 1 {
+		t.Errorf("the stranger is in the in-sync set: %v", m)
+	}
+}
+
+// TestStoreTwice: two nodes made a store of one name each before they met.
+func TestStoreTwice(t *testing.T) {
+	needFUSE(t)
+	a := initNode(t, "a")
+	c := initNode(t, "c", "--cluster", a.dir)
+	a.start(t)
+	c.start(t)
+	a.run(t, "promote", "mail1").want(t, exit.OK)
+	c.run(t, "promote", "mail1").want(t, exit.OK)
+	c.run(t, "demote", "mail1").want(t, exit.OK)
+	c.edit(t, "join = []", `join = ["`+a.gossip+`"]`)
+	c.cmd.Process.Signal(syscall.SIGHUP)
+	for _, n := range []*server{a, c} {
+		eventually(t, "report of "+n.config, func() bool {
+			return strings.Contains(n.run(t, "status").stdout, "two different stores are called \"mail1\": node a has the one with id")
+		})
+	}
+	c.run(t, "promote", "mail1").want(t, exit.Refused, "two different stores are called \"mail1\"", "Rename one of them")
+}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"slotfs/cmd/slotfs/admin"
 	"slotfs/meta"
@@ -86,7 +88,7 @@ func (h *historian) path(id op.ID) string {
 			}
 			n = in.Names[0]
 		}
-		parts = append(parts, n.Name)
+		parts = append(parts, printable(n.Name))
 		at = n.Dir
 		if len(parts) > maxDepth {
 			break
@@ -101,9 +103,30 @@ func (h *historian) path(id op.ID) string {
 // at is the path of a name in a directory.
 func (h *historian) at(dir op.ID, name string) string {
 	if p := h.path(dir); p != "" {
-		return p + "/" + name
+		return p + "/" + printable(name)
 	}
-	return name
+	return printable(name)
+}
+
+// printable shows bytes that are not printable UTF-8 as \xHH: names are bytes,
+// and what a mail server took from a client must not reach a terminal as it is.
+func printable(name string) string {
+	if utf8.ValidString(name) && strings.IndexFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 {
+		return name
+	}
+	var b strings.Builder
+	for i := 0; i < len(name); {
+		r, n := utf8.DecodeRuneInString(name[i:])
+		if r == utf8.RuneError && n == 1 || !unicode.IsPrint(r) {
+			for _, c := range []byte(name[i : i+n]) {
+				fmt.Fprintf(&b, "\\x%02x", c)
+			}
+		} else {
+			b.WriteString(name[i : i+n])
+		}
+		i += n
+	}
+	return b.String()
 }
 
 // made notes that id got a name.

@@ -35,13 +35,14 @@ type Node struct {
 	Gossip   *gossip.Gossip
 	Server   *repl.Server
 
-	started  time.Time
-	listener net.Listener // replication
-	admin    net.Listener
-	metrics  net.Listener // may be nil
-	https    []*http.Server
-	warnings []string
-	soon     chan struct{} // wakes publish
+	started   time.Time
+	listener  net.Listener // replication
+	admin     net.Listener
+	metrics   net.Listener // may be nil
+	https     []*http.Server
+	warnings  []string
+	strangers *strangers
+	soon      chan struct{} // wakes publish
 
 	mu    sync.Mutex
 	conf  *config.Config // as last reloaded
@@ -66,6 +67,8 @@ func (n *Node) Open(ctx context.Context) (err error) {
 		return err
 	}
 	n.Identity, n.warnings = checked.Node, checked.Warnings
+	n.strangers = &strangers{log: n.Log, seen: map[string]*gossip.Report{}}
+	n.Identity.Refused = n.strangers.refused
 	for _, w := range n.warnings {
 		n.Log.Warn(w)
 	}
@@ -276,12 +279,11 @@ func (n *Node) judge(answered int, refusals []gossip.Problem) error {
 
 func (n *Node) makeMembers() error {
 	n.Server = repl.NewServer(n.Config.Node, n.Identity.Cluster.ID, n.Identity.ServerTLS(), n.Log)
-	n.Server.Info = n.info
 	peers := &peers{n.Gossip}
 	for _, s := range n.Slots {
 		m, err := repl.New(repl.Options{
 			Node: n.Config.Node, Cluster: n.Identity.Cluster.ID, Store: s.Conf.Store,
-			ID: s.Meta.ID, Dir: s.Conf.Data, Log: s.Meta.Log, Slot: s.Meta, Resync: s.Meta,
+			ID: s.Meta.ID, Dir: s.Conf.Data, Log: s.Meta.Log, Slot: s.Meta,
 			Peers: peers, Hooks: s, TLS: n.Identity.ClientTLS(),
 			Timeout: n.Config.ReplicaTimeout, StopOnLoss: s.Conf.OnReplicaLoss == config.Stop,
 			Local: s.Conf.Durability == config.Local, LogMax: s.Conf.LogMax, Logger: n.Log,

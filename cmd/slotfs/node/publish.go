@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -140,6 +139,11 @@ func (s *Slot) gossip() gossip.Slot {
 			}
 		}
 	}
+	if st.Role == repl.Primary {
+		for _, p := range st.Peers {
+			g.Peers = append(g.Peers, gossip.PeerLag{ID: p.Slot, Connected: p.Connected, Entries: p.LagEntries, Bytes: p.LagBytes, Seconds: p.LagSeconds})
+		}
+	}
 	g.Doing, g.Fault, g.Error = cut(st.Doing), cut(firstOf(st.Faulted, st.Diverged)), lastError(&st)
 	held := s.Meta.Stats()
 	g.Applied, g.Digest, g.Messages, g.Bytes = held.Pos.Seq, held.Digest.String(), held.Messages, held.Bytes
@@ -189,21 +193,42 @@ func (n *Node) Status() admin.Status {
 	n.publish()
 	st := admin.Status{
 		Node: n.Config.Node, Cluster: n.Identity.Cluster.ID, Version: n.Version, Time: time.Now(), Started: n.started,
-		PID: os.Getpid(), Nodes: n.Gossip.Members(), Problems: n.Gossip.Problems(), Warnings: slices.Clone(n.warnings),
+		PID: os.Getpid(), Nodes: n.Gossip.Members(), Problems: append(n.Gossip.Problems(), n.strangers.list()...), Warnings: slices.Clone(n.warnings),
 	}
 	for _, s := range n.Slots {
 		st.Slots = append(st.Slots, s.status())
 	}
+	if r := n.Server.LastRefusal(); !r.Time.IsZero() && time.Since(r.Time) < errorKept {
+		st.Warnings = append(st.Warnings, fmt.Sprintf("at %s a replication connection from %s was refused: %s", r.Time.Format("15:04:05"), r.Remote, r.Reason))
+	}
+	byPrimaries(st.Nodes)
 	return st
 }
 
-// info is what another node gets that asks ours over TLS.
-func (n *Node) info() json.RawMessage {
-	st := n.Status()
-	b, err := json.Marshal(&st)
-	if err != nil {
-		n.Log.Error("encode status", "err", err)
-		return json.RawMessage("{}")
+// byPrimaries corrects what replicas say about themselves by what the primary
+// of their store says: a replica that was dropped while it was away still
+// believes that it is in sync, and only the primary knows what it lacks.
+func byPrimaries(nodes []gossip.Member) {
+	primaries := map[string]gossip.Slot{}
+	for _, n := range nodes {
+		for _, s := range n.Slots {
+			if p, ok := primaries[s.Store]; n.Alive && s.Role == string(repl.Primary) && (!ok || s.Epoch > p.Epoch) {
+				primaries[s.Store] = s
+			}
+		}
 	}
-	return b
+	for i := range nodes {
+		nodes[i].Slots = slices.Clone(nodes[i].Slots)
+		for j := range nodes[i].Slots {
+			s := &nodes[i].Slots[j]
+			p, ok := primaries[s.Store]
+			if !ok || p.ID == s.ID || s.StoreID != "" && p.StoreID != s.StoreID {
+				continue
+			}
+			s.InSync = slices.Contains(p.Members, s.ID)
+			if k := slices.IndexFunc(p.Peers, func(x gossip.PeerLag) bool { return x.ID == s.ID }); k >= 0 {
+				s.LagEntries, s.LagBytes, s.LagSeconds = p.Peers[k].Entries, p.Peers[k].Bytes, p.Peers[k].Seconds
+			}
+		}
+	}
 }

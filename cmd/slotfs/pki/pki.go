@@ -101,4 +101,8 @@ type Node struct {
 	Name    string
 	Cluster *Cluster
 	Cert    tls.Certificate
+
+	// Refused is told of every peer whose certificate was refused, on either
+	// side of a connection; may be nil. It must not block.
+	Refused func(*PeerError)
 }

@@ -32,13 +32,17 @@ func (n *Node) config() *tls.Config {
 		Certificates: []tls.Certificate{n.Cert},
 		MinVersion:   tls.VersionTLS13,
 		VerifyConnection: func(cs tls.ConnectionState) error {
-			if len(cs.PeerCertificates) == 0 {
-				return &PeerError{Reason: "it presented no certificate"}
+			perr := &PeerError{Reason: "it presented no certificate"}
+			if len(cs.PeerCertificates) > 0 {
+				perr = n.Cluster.check(cs.PeerCertificates[0], time.Now())
 			}
-			if perr := n.Cluster.check(cs.PeerCertificates[0], time.Now()); perr != nil {
-				return perr
+			if perr == nil {
+				return nil
 			}
-			return nil
+			if n.Refused != nil {
+				n.Refused(perr)
+			}
+			return perr
 		},
 		// Each handshake checks the certificate anew.
 		SessionTicketsDisabled: true,
