@@ -240,19 +240,16 @@ func (r *Member) answered(s SlotStatus, node string, poke bool) {
 		return
 	}
 	r.post(evAnswer{slot: s.Slot, node: node, poke: poke, answer: answer{
-		hasStore: !s.StoreID.IsZero(), leading: s.Leading, intent: s.Intent, last: s.Last, hist: s.History,
+		hasStore: !s.StoreID.IsZero(), leading: s.Leading, intent: s.Intent, yield: s.Yield, last: s.Last, hist: s.History,
 	}})
 }
 
 // hello introduces this slot.
 func (r *Member) hello(f purpose) hello {
 	s := r.status()
-	r.mu.Lock()
-	yield := r.notes.Yield
-	r.mu.Unlock()
 	return hello{
 		Protocol: Protocol, For: f, Cluster: r.Cluster, Node: r.Node, Store: r.Store, StoreID: s.StoreID, Slot: r.ID,
-		Role: s.Role, Leading: s.Leading, Intent: s.Intent, Local: r.Local, Last: s.Last, Applied: s.Applied, History: s.History, Yield: yield,
+		Role: s.Role, Leading: s.Leading, Intent: s.Intent, Local: r.Local, Last: s.Last, Applied: s.Applied, History: s.History, Yield: s.Yield,
 	}
 }
 
@@ -260,12 +257,12 @@ func (r *Member) hello(f purpose) hello {
 func (r *Member) status() SlotStatus {
 	r.refresh()
 	r.mu.Lock()
-	hist, split := r.hist, r.pub.split
+	hist, split, yield := r.hist, r.pub.split, r.notes.Yield
 	r.mu.Unlock()
 	s := SlotStatus{
 		Store: r.Store, StoreID: r.storeID(), Slot: r.ID, Role: r.role.Load().(Role), Leading: r.leading.Load(),
 		Intent: intent(r.intent.Load()),
-		Last:   r.Log.Last(), Applied: r.Log.Applied.Get(), History: hist, Diverged: split,
+		Last:   r.Log.Last(), Applied: r.Log.Applied.Get(), History: hist, Diverged: split, Yield: yield,
 	}
 	if err := r.faulted(); err != nil {
 		s.Faulted, s.Leading = err.Error(), false

@@ -18,23 +18,19 @@ const fetchIdle = 30 * time.Second
 // maxFetch is the largest object that Fetch takes into memory, in bytes.
 const maxFetch = 1 << 30
 
-// request is what a fetch or resync connection asks for.
-type request struct {
-	Content op.ID   `json:"content,omitempty"` // the bytes of an object
-	Dirs    []op.ID `json:"dirs,omitempty"`    // resync: directories of the snapshot
-	Objects []op.ID `json:"objects,omitempty"` // resync: inodes of the snapshot
-}
-
 // contentReply comes before content.
 type contentReply struct {
-	Size int64  `json:"size"` // less than 0: not known beforehand
-	None bool   `json:"none,omitempty"`
-	Why  string `json:"why,omitempty"` // None: why there is no content
+	Inode *meta.Inode `json:"inode,omitempty"` // as it was right before the content was read
+	None  Code        `json:"none,omitempty"`  // there is no content, and why
+	Why   string      `json:"why,omitempty"`
 }
 
 // Fetch gets the content of id from another slot of the store. What it returns
 // matches want; ErrNoCopy if nobody has that.
 func (r *Member) Fetch(ctx context.Context, id op.ID, want op.Sum) ([]byte, error) {
+	if ctx.Value(serving{}) != nil {
+		return nil, fmt.Errorf("fetch id %d: %w: asked by another slot", id, ErrNoCopy)
+	}
 	if want.Size > maxFetch {
 		return nil, fmt.Errorf("fetch id %d: %d bytes are too many", id, want.Size)
 	}
@@ -56,18 +52,21 @@ func (r *Member) Fetch(ctx context.Context, id op.ID, want op.Sum) ([]byte, erro
 }
 
 func (r *Member) fetchFrom(ctx context.Context, p PeerSlot, id op.ID, want op.Sum) ([]byte, error) {
-	l, err := r.connect(ctx, p, forFetch)
+	l, _, err := r.connect(ctx, p, forFetch)
 	if err != nil {
 		return nil, err
 	}
 	defer l.close()
 	defer l.closeOn(ctx)()
-	c, err := l.askContent(id)
+	if err := l.sendJSON(frameRequest, request{Content: id}); err != nil {
+		return nil, err
+	}
+	c, err := l.content()
 	if err != nil {
 		return nil, err
 	}
 	b := make([]byte, 0, want.Size)
-	for i := 0; ; i++ {
+	for {
 		piece, err := c.next()
 		if err == io.EOF {
 			break
@@ -103,15 +102,15 @@ func verifySum(b []byte, want op.Sum) error {
 }
 
 // connect opens a connection for questions.
-func (r *Member) connect(ctx context.Context, p PeerSlot, f purpose) (*link, error) {
+func (r *Member) connect(ctx context.Context, p PeerSlot, f purpose) (*link, welcome, error) {
+	var w welcome
 	l, err := dial(ctx, p.Addr, r.TLS)
 	if err != nil {
-		return nil, err
+		return nil, w, err
 	}
 	l.deadline(fetchIdle)
-	var w welcome
-	if err := l.sendJSON(frameHello, r.hello(f)); err == nil {
-		err = l.expect(frameWelcome, &w)
+	if err = l.sendJSON(frameHello, r.hello(f)); err == nil {
+		err = noEOF(l.expect(frameWelcome, &w))
 	}
 	if err == nil && w.Slot != p.Slot {
 		err = fmt.Errorf("slot %s answers for %s", w.Slot, p.Slot)
@@ -121,31 +120,30 @@ func (r *Member) connect(ctx context.Context, p PeerSlot, f purpose) (*link, err
 	}
 	if err != nil {
 		l.close()
-		return nil, err
+		return nil, w, err
 	}
-	return l, nil
+	return l, w, nil
 }
 
 // contentReader reads the content frames of one object.
 type contentReader struct {
-	l    *link
-	Size int64
+	l     *link
+	Inode *meta.Inode // of the moment right before
+	rest  []byte
+	err   error
 }
 
-// askContent asks for an object's content.
-func (l *link) askContent(id op.ID) (*contentReader, error) {
+// content reads the beginning of a content.
+func (l *link) content() (*contentReader, error) {
 	l.deadline(fetchIdle)
-	if err := l.sendJSON(frameRequest, request{Content: id}); err != nil {
-		return nil, err
-	}
 	var a contentReply
 	if err := l.expect(frameReply, &a); err != nil {
-		return nil, err
+		return nil, noEOF(err)
 	}
-	if a.None {
-		return nil, &PeerError{l.peer, CodeNotFound, a.Why}
+	if a.None != "" {
+		return nil, &PeerError{l.peer, a.None, a.Why}
 	}
-	return &contentReader{l, a.Size}, nil
+	return &contentReader{l: l, Inode: a.Inode}, nil
 }
 
 // next returns the next piece, which is valid until the next read; io.EOF after
@@ -200,33 +198,52 @@ func (r *Member) serveFetch(ctx context.Context, l *link) {
 // sendContent sends an object's content, as verified by the slot. If reading
 // fails in the middle the connection ends without the last piece.
 func (r *Member) sendContent(ctx context.Context, l *link, id op.ID) error {
-	c, err := r.Slot.Content(ctx, id)
-	if err != nil {
-		why := err.Error()
-		if errors.Is(err, meta.ErrNotExist) {
-			why = fmt.Sprintf("no id %d on %s", id, r.Node)
-		}
-		return l.sendJSON(frameReply, contentReply{None: true, Why: why})
+	ctx, cancel := context.WithTimeout(context.WithValue(ctx, serving{}, true), fetchIdle)
+	defer cancel()
+	in, err := r.Slot.Inode(id)
+	if err == nil && in.Mode&typeMask != typeRegular {
+		err = meta.ErrNotExist
 	}
-	defer c.Close()
-	if err := l.sendJSON(frameReply, contentReply{Size: -1}); err != nil {
+	if err != nil {
+		return r.noContent(l, id, err)
+	}
+	buf := make([]byte, min(max(in.Size, 1), op.BlockSize))
+	// The first piece decides whether there is content at all.
+	n, err := r.Slot.ReadAt(ctx, id, buf, 0)
+	if err != nil {
+		return r.noContent(l, id, err)
+	}
+	l.deadline(fetchIdle)
+	if err := l.sendJSON(frameReply, contentReply{Inode: in}); err != nil {
 		return err
 	}
-	buf := make([]byte, 256<<10)
-	for {
-		n, err := io.ReadFull(c, buf)
-		if n > 0 {
-			l.deadline(fetchIdle)
-			if err := l.send(frameContent, buf[:n]); err != nil {
-				return err
-			}
-		}
-		if err == io.EOF || err == io.ErrUnexpectedEOF {
-			return l.send(frameContent, nil)
-		}
-		if err != nil {
-			l.turnAway(CodeFailed, err.Error())
+	for off := int64(0); n > 0; {
+		l.deadline(fetchIdle)
+		if err := l.send(frameContent, buf[:n]); err != nil {
 			return err
 		}
+		off += int64(n)
+		if n, err = r.Slot.ReadAt(ctx, id, buf, off); err != nil {
+			return fmt.Errorf("read id %d: %w", id, err)
+		}
 	}
+	return l.send(frameContent, nil)
 }
+
+// serving marks the context of a read for another slot: damage found by it is
+// not repaired from other slots. Two slots that both have a bad copy would ask
+// each other for ever.
+type serving struct{}
+
+func (r *Member) noContent(l *link, id op.ID, err error) error {
+	code, why := CodeFailed, err.Error()
+	if errors.Is(err, meta.ErrNotExist) {
+		code, why = CodeNotFound, fmt.Sprintf("no file with id %d on %s", id, r.Node)
+	}
+	return l.sendJSON(frameReply, contentReply{None: code, Why: why})
+}
+
+const (
+	typeMask    = 0o170000
+	typeRegular = 0o100000
+)

@@ -35,6 +35,15 @@ func (h history) last() epochStart {
 	return h[len(h)-1]
 }
 
+// until is the part of h that began up to seq.
+func (h history) until(seq uint64) history {
+	i := len(h)
+	for i > 0 && h[i-1].Pos.Seq > seq {
+		i--
+	}
+	return slices.Clone(h[:i])
+}
+
 // has reports whether slot is in the epoch's in-sync set.
 func (e epochStart) has(slot op.SlotID) bool { return slices.Contains(e.Members, slot) }
 

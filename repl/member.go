@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"slices"
 	"sync"
@@ -32,14 +31,15 @@ const DefaultTimeout = 1500 * time.Millisecond
 // maxEvents is how many events State keeps.
 const maxEvents = 50
 
-// Slot is what replication needs of a slot besides its log.
+// Slot is what replication needs of a slot besides its log. Only a *meta.Slot
+// can be resynced, too.
 type Slot interface {
 	SetStore(meta.StoreID) error // of a slot without store: remember it durably
 	StoreID() meta.StoreID       // zero until the first EpochBegin is applied
-	Fault(error)
 	Faulted() error
-	// Content is an object's content, verified.
-	Content(ctx context.Context, id op.ID) (io.ReadCloser, error)
+	Inode(id op.ID) (*meta.Inode, error)
+	// ReadAt reads content, verified.
+	ReadAt(ctx context.Context, id op.ID, p []byte, off int64) (int, error)
 }
 
 // Options is what a member needs. All but the marked fields are required.
@@ -51,7 +51,6 @@ type Options struct {
 	Dir     string // the slot's data directory; the notes are kept there
 	Log     *oplog.Log
 	Slot    Slot
-	Resync  Resyncer // optional: without it a slot cannot be resynced
 	Peers   Peers
 	Hooks   Hooks
 	TLS     *tls.Config // for connecting to other nodes
@@ -82,22 +81,21 @@ type Member struct {
 	noteMu sync.Mutex    // held while the notes are written; before mu
 	saved  atomic.Uint64 // epoch of the last history that the notes have
 
-	mu       sync.Mutex // guards what follows; never held while waiting
-	notes    notes
-	hist     history
-	histAt   op.Pos // Log.Last() when hist was made, by epoch
-	table    map[op.SlotID]PeerSlot
-	senders  map[op.SlotID]*sender
-	pub      published
-	events   []Event
-	lastErr  string
-	errTime  time.Time
-	progress *Progress
-	waiters  map[uint64]chan error
-	nextID   uint64
-	stopped  bool
-	heard    time.Time
-	from     string
+	mu      sync.Mutex // guards what follows; never held while waiting
+	notes   notes
+	hist    history
+	histAt  op.Pos // Log.Last() when hist was made, by epoch
+	table   map[op.SlotID]PeerSlot
+	senders map[op.SlotID]*sender
+	pub     published
+	events  []Event
+	lastErr string
+	errTime time.Time
+	waiters map[uint64]chan error
+	nextID  uint64
+	stopped bool
+	heard   time.Time
+	from    string
 
 	leading atomic.Bool   // replicas may stream from here
 	intent  atomic.Uint32 // what the machine tells of its path to primary
@@ -146,7 +144,7 @@ func New(o Options) (*Member, error) {
 	r.m = newMachine(o.ID, o.Timeout, o.StopOnLoss, r.label, r.start)
 	r.pub = published{role: Replica, since: r.start}
 	r.refresh()
-	if err := r.knowStore(); err != nil {
+	if err := errors.Join(r.become(), r.knowStore()); err != nil {
 		return nil, err
 	}
 	return r, nil
@@ -262,9 +260,7 @@ func (r *Member) view() view {
 	}
 	v.hasStore = v.last.Seq > 0
 	v.adopted = !v.hasStore && !r.Slot.StoreID().IsZero()
-	if r.Resync != nil {
-		v.resync = r.Resync.Resyncing()
-	}
+	v.resync = r.resyncing()
 	if err := r.faulted(); err != nil {
 		v.faulted = err.Error()
 	}

@@ -29,6 +29,8 @@ type notes struct {
 	Demoted uint64 `json:"demoted,omitempty"`
 	// Yield: the operator gave up this slot's branch.
 	Yield bool `json:"yield,omitempty"`
+	// Becoming is what Epochs will be when the resync under way has ended.
+	Becoming *becoming `json:"becoming,omitempty"`
 	// Heard is when, and From which node, a primary was last heard.
 	Heard time.Time `json:"heard,omitzero"`
 	From  string    `json:"from,omitempty"`

@@ -84,9 +84,9 @@ type State struct {
 	LastError string    `json:"last_error,omitempty"`
 	ErrorTime time.Time `json:"error_time,omitzero"`
 
-	Peers  []PeerState `json:"peers"`
-	Resync *Progress   `json:"resync,omitempty"`
-	Events []Event     `json:"events,omitempty"` // the latest, oldest first
+	Peers  []PeerState        `json:"peers"`
+	Resync *meta.ResyncStatus `json:"resync,omitempty"`
+	Events []Event            `json:"events,omitempty"` // the latest, oldest first
 }
 
 // PeerState is what a slot knows of another one of its store.
@@ -110,17 +110,6 @@ type PeerState struct {
 	LagEntries uint64  `json:"lag_entries"`
 	LagBytes   int64   `json:"lag_bytes"`
 	LagSeconds float64 `json:"lag_seconds"`
-}
-
-// Progress is how far a resync is.
-type Progress struct {
-	From    string    `json:"from"` // node
-	Target  op.Pos    `json:"target"`
-	Started time.Time `json:"started"`
-	Dirs    uint64    `json:"dirs"`  // compared
-	Same    uint64    `json:"same"`  // of them with an equal digest
-	Files   uint64    `json:"files"` // fetched
-	Bytes   uint64    `json:"bytes"`
 }
 
 // PromoteOptions are the operator's words at a promotion.

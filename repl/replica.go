@@ -60,6 +60,10 @@ func (r *Member) followOnce(ctx context.Context, slot op.SlotID) (e evFollowEnde
 		e.unreachable = true
 		return e
 	}
+	if r.resyncing() {
+		// Its log is not the tree's: nothing to stream to.
+		return r.resync(ctx, p, e)
+	}
 	l, err := dial(ctx, p.Addr, r.TLS)
 	if err != nil {
 		if ctx.Err() == nil {

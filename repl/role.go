@@ -98,6 +98,7 @@ type answer struct {
 	hasStore bool
 	leading  bool
 	intent   intent
+	yield    bool // it gives its branch up
 	last     op.Pos
 	hist     history
 }
@@ -344,7 +345,7 @@ func (m *machine) onAnswer(e evAnswer) {
 
 // compare judges the history of a peer that has just told it.
 func (m *machine) compare(p *peer) {
-	if !p.info.hasStore || !m.v.hasStore || m.v.yield {
+	if !p.info.hasStore || !m.v.hasStore || m.v.yield || p.info.yield {
 		return
 	}
 	epoch, ok := m.v.hist.conflict(p.info.hist)

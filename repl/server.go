@@ -202,7 +202,7 @@ func (r *Member) heardOf(h hello) {
 	if h.Slot.IsZero() || h.Slot == r.ID {
 		return
 	}
-	r.answered(SlotStatus{Slot: h.Slot, StoreID: h.StoreID, Role: h.Role, Leading: h.Leading, Intent: h.Intent, Last: h.Last, Applied: h.Applied, History: h.History}, h.Node, true)
+	r.answered(SlotStatus{Slot: h.Slot, StoreID: h.StoreID, Role: h.Role, Leading: h.Leading, Intent: h.Intent, Last: h.Last, Applied: h.Applied, History: h.History, Yield: h.Yield}, h.Node, true)
 }
 
 // serveStatus answers what this node's slots are. The question says what the

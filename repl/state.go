@@ -20,6 +20,12 @@ func (r *Member) storeID() meta.StoreID {
 	return meta.StoreID{}
 }
 
+// resyncing is whether a resync of this slot is unfinished.
+func (r *Member) resyncing() bool {
+	s, ok := r.Slot.(*meta.Slot)
+	return ok && s.Resyncing()
+}
+
 // Changed returns a channel that closes at the next change of State that is
 // more than progress.
 func (r *Member) Changed() <-chan struct{} { return r.changed.changed() }
@@ -71,10 +77,6 @@ func (r *Member) State() State {
 	if p.role == Replica {
 		s.Heard = r.heard
 	}
-	if r.progress != nil {
-		c := *r.progress
-		s.Resync = &c
-	}
 	table := make(map[op.SlotID]PeerSlot, len(r.table))
 	for k, v := range r.table {
 		table[k] = v
@@ -87,6 +89,11 @@ func (r *Member) State() State {
 	log := r.Log
 	s.Pos, s.Durable, s.Received = log.Last(), log.Durable.Get(), log.Received.Get()
 	s.Commit, s.Applied = log.Committed.Get(), log.Applied.Get()
+	if m, ok := r.Slot.(*meta.Slot); ok {
+		if st, ok := m.ResyncStatus(); ok {
+			s.Resync = &st
+		}
+	}
 	s.InSync = slices.Contains(s.Members, r.ID)
 	if err := r.faulted(); err != nil {
 		s.Faulted = err.Error()

@@ -23,7 +23,7 @@ func pair(t *testing.T, opts func(*Options)) (w *world, a, b *node) {
 func (w *world) same(a, b *node) {
 	w.t.Helper()
 	last := a.log.Last()
-	w.wait(fmt.Sprintf("%s to apply seq %d", b.name, last.Seq), func() bool { return b.log.Applied.Get() >= last.Seq })
+	w.wait(fmt.Sprintf("%s to apply seq %d", b.name, last.Seq), func() bool { return a.log.Applied.Get() >= last.Seq && b.log.Applied.Get() >= last.Seq })
 	if got, err := b.log.PosAt(last.Seq); err != nil || got != last {
 		w.t.Errorf("%s is at %v (%v), %s at %v", b.name, got, err, a.name, last)
 	}

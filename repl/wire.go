@@ -43,17 +43,19 @@ type hello struct {
 
 // welcome grants what a hello asked for.
 type welcome struct {
-	Protocol  int             `json:"protocol"`
-	Node      string          `json:"node"`
-	StoreID   meta.StoreID    `json:"store_id"`
-	Slot      op.SlotID       `json:"slot"`
-	Common    op.Pos          `json:"common"` // stream, tail: entries follow after it
-	Committed uint64          `json:"committed,omitempty"`
-	Last      op.Pos          `json:"last"`
-	History   history         `json:"history,omitempty"`
-	TimeoutMS int64           `json:"timeout_ms,omitempty"` // stream: silence after which the other is lost
-	Slots     []SlotStatus    `json:"slots,omitempty"`      // status
-	Info      json.RawMessage `json:"info,omitempty"`       // status: what the node adds
+	Protocol  int          `json:"protocol"`
+	Node      string       `json:"node"`
+	StoreID   meta.StoreID `json:"store_id"`
+	Slot      op.SlotID    `json:"slot"`
+	Common    op.Pos       `json:"common"` // stream, tail: entries follow after it
+	Committed uint64       `json:"committed,omitempty"`
+	Last      op.Pos       `json:"last"`
+	History   history      `json:"history,omitempty"`
+	TimeoutMS int64        `json:"timeout_ms,omitempty"` // stream: silence after which the other is lost
+	// Snapshot is what a resync leads to.
+	Snapshot *meta.SnapshotState `json:"snapshot,omitempty"`
+	Slots    []SlotStatus        `json:"slots,omitempty"` // status
+	Info     json.RawMessage     `json:"info,omitempty"`  // status: what the node adds
 }
 
 // SlotStatus is what a node answers about one of its slots.
@@ -69,6 +71,7 @@ type SlotStatus struct {
 	History  history      `json:"history"`
 	Faulted  string       `json:"faulted,omitempty"`
 	Diverged string       `json:"diverged,omitempty"`
+	Yield    bool         `json:"yield,omitempty"` // its operator gave its branch up
 }
 
 // NodeStatus is what a node answers about itself.

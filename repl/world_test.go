@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -20,7 +19,7 @@ import (
 
 // testTimeout is replica_timeout in tests: short, but longer than a busy
 // machine's hiccups.
-const testTimeout = 400 * time.Millisecond
+const testTimeout = 700 * time.Millisecond
 
 // world is some nodes with one slot of one store each, in this process.
 type world struct {
@@ -110,8 +109,8 @@ func (n *node) start() {
 		Node: n.name, Cluster: "c", Store: "mail", ID: n.id, Dir: n.dir, Log: n.log, Slot: n.slot, Peers: n, Hooks: n.hooks,
 		TLS: client, Timeout: testTimeout, Logger: logger(t, n.name),
 	}
-	if r, ok := n.slot.(Resyncer); ok {
-		o.Resync = r
+	if m, ok := n.slot.(*metaSlot); ok {
+		o.Slot = m.Slot
 	}
 	if n.opts != nil {
 		n.opts(&o)
@@ -269,10 +268,10 @@ func (c *counter) SetStore(id meta.StoreID) error {
 	c.store = id
 	return os.WriteFile(filepath.Join(c.dir, "store"), []byte(id.String()), 0o600)
 }
-func (c *counter) Fault(err error) { c.mu.Lock(); c.fault = err; c.mu.Unlock() }
-func (c *counter) Faulted() error  { c.mu.Lock(); defer c.mu.Unlock(); return c.fault }
-func (c *counter) Content(context.Context, op.ID) (io.ReadCloser, error) {
-	return nil, meta.ErrNotExist
+func (c *counter) Faulted() error                   { c.mu.Lock(); defer c.mu.Unlock(); return c.fault }
+func (c *counter) Inode(op.ID) (*meta.Inode, error) { return nil, meta.ErrNotExist }
+func (c *counter) ReadAt(context.Context, op.ID, []byte, int64) (int, error) {
+	return 0, meta.ErrNotExist
 }
 func (c *counter) close() error {
 	c.cancel()
