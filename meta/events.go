@@ -44,13 +44,15 @@ type Events struct {
 	ring   []Event // oldest first once it wrapped at next
 	next   int
 	counts map[string]uint64
+	untold []Event // for tell; a goroutine is at it while not empty
 }
 
 func newEvents(log *slog.Logger, tell func(Event)) *Events {
 	return &Events{log: log, tell: tell, counts: make(map[string]uint64)}
 }
 
-// Add records an event; Time is filled in.
+// Add records an event; Time is filled in. It may be called with locks held:
+// tell is called in a goroutine of its own, for one event after the other.
 func (e *Events) Add(ev Event) {
 	ev.Time = time.Now()
 	e.mu.Lock()
@@ -61,6 +63,12 @@ func (e *Events) Add(ev Event) {
 		e.ring[e.next] = ev
 		e.next = (e.next + 1) % eventsKept
 	}
+	if e.tell != nil {
+		e.untold = append(e.untold, ev)
+		if len(e.untold) == 1 {
+			go e.tellAll()
+		}
+	}
 	e.mu.Unlock()
 	level := slog.LevelWarn
 	switch ev.Kind {
@@ -70,8 +78,18 @@ func (e *Events) Add(ev Event) {
 		level = slog.LevelInfo
 	}
 	e.log.Log(context.Background(), level, ev.Text, "event", ev.Kind, keyID, uint64(ev.ID), keyPath, ev.Path)
-	if e.tell != nil {
+}
+
+// tellAll tells what is untold, and ends.
+func (e *Events) tellAll() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for len(e.untold) > 0 {
+		ev := e.untold[0]
+		e.mu.Unlock()
 		e.tell(ev)
+		e.mu.Lock()
+		e.untold = e.untold[1:]
 	}
 }
 

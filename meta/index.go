@@ -46,6 +46,9 @@ type index struct {
 	clean map[op.ID]*Inode
 	gen   uint64
 	ring  digestRing
+	// now reads badger as it is between two commits; one transaction for all
+	// single lookups, since beginning one costs more than the lookup.
+	now view
 }
 
 // state says what an index is the index of.
@@ -97,12 +100,9 @@ func openIndex(dir string, log *slog.Logger) (*index, error) {
 	if err := x.openDB(memTableSize); err != nil {
 		return nil, err
 	}
-	err := x.db.View(func(txn *badger.Txn) (err error) {
-		x.base, err = view{txn}.state()
-		return err
-	})
-	if err != nil {
-		x.db.Close()
+	var err error
+	if x.base, err = x.now.state(); err != nil {
+		x.close()
 		return nil, fmt.Errorf("read index state: %w", err)
 	}
 	x.state = x.base
@@ -135,10 +135,18 @@ func (x *index) openDB(memTable int64) error {
 		return fmt.Errorf("open index: %w", err)
 	}
 	x.db = db
+	x.now = view{db.NewTransaction(false)}
 	return nil
 }
 
+// renew makes what was written to badger visible to lookups; mu is held.
+func (x *index) renew() {
+	x.now.txn.Discard()
+	x.now = view{x.db.NewTransaction(false)}
+}
+
 func (x *index) close() error {
+	x.now.txn.Discard()
 	if err := x.db.Close(); err != nil {
 		return fmt.Errorf("close index: %w", err)
 	}
@@ -150,17 +158,18 @@ func (x *index) inode(id op.ID) (*Inode, error) {
 	x.mu.RLock()
 	n, known := x.memory(id)
 	gen := x.gen
-	x.mu.RUnlock()
+	var err error
 	if !known {
-		var err error
-		if n, err = x.load(id); err != nil {
-			return nil, err
-		}
-		if n != nil {
-			x.mu.Lock()
-			x.keepClean(n, gen)
-			x.mu.Unlock()
-		}
+		n, err = x.load(id)
+	}
+	x.mu.RUnlock()
+	if err != nil {
+		return nil, err
+	}
+	if !known && n != nil {
+		x.mu.Lock()
+		x.keepClean(n, gen)
+		x.mu.Unlock()
 	}
 	if n == nil {
 		return nil, ErrNotExist
@@ -200,12 +209,9 @@ func (x *index) memory(id op.ID) (n *Inode, known bool) {
 	return n, known
 }
 
-// load reads from badger; nil if it has no such inode.
-func (x *index) load(id op.ID) (n *Inode, err error) {
-	err = x.db.View(func(txn *badger.Txn) error {
-		n, err = view{txn}.inode(id)
-		return err
-	})
+// load reads from badger, nil if it has no such inode; mu is held.
+func (x *index) load(id op.ID) (*Inode, error) {
+	n, err := x.now.inode(id)
 	if errors.Is(err, ErrNotExist) {
 		return nil, nil
 	}
@@ -250,12 +256,7 @@ func (x *index) childLocked(dir op.ID, name string) (Child, error) {
 			return c, nil
 		}
 	}
-	var c Child
-	err := x.db.View(func(txn *badger.Txn) (err error) {
-		c, err = view{txn}.child(dir, name)
-		return err
-	})
-	return c, err
+	return x.now.child(dir, name)
 }
 
 // snapshot is a consistent pair of badger's state and copies of what the

@@ -51,6 +51,7 @@ func (x *index) commit(st state) error {
 	x.frozen = nil
 	x.base = st
 	x.gen++
+	x.renew()
 	for id, n := range frozen.inodes {
 		delete(x.clean, id)
 		if n != nil {
@@ -129,6 +130,7 @@ func (x *index) flushRaw(st state) error {
 	}
 	x.active = newDelta()
 	x.gen++
+	x.renew()
 	x.state, x.base = st, st
 	x.ring.set(st.Pos.Seq, st.Digest)
 	return nil
@@ -138,12 +140,14 @@ func (x *index) flushRaw(st state) error {
 func (x *index) clear() error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	x.now.txn.Discard()
 	if err := x.db.DropAll(); err != nil {
 		return fmt.Errorf("empty index: %w", err)
 	}
 	x.active, x.frozen = newDelta(), nil
 	x.clean = make(map[op.ID]*Inode)
 	x.gen++
+	x.renew()
 	x.state, x.base, x.ring = state{}, state{}, digestRing{}
 	return nil
 }

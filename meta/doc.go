@@ -1,0 +1,78 @@
+// Package meta owns one slot's local truth: the index, the tree, and the
+// applier that makes both from the committed entries of the oplog.
+//
+// # The data directory
+//
+//	slot.json     which slot of which store this is (Identity), and the format
+//	lock          flock: one process at a time; holds its pid, for people
+//	tree/         the mail, as plain files and directories: what the mount shows
+//	oplog/        the log (package oplog)
+//	index/        badger; its keys and records are described in record.go
+//	trash/        <id>: files that lost their last name, freed later
+//	stage/        <seq>: content on its way, named by the first Chunk's seq;
+//	              repair-…: a good copy about to replace a damaged one
+//	quarantine/   damaged and unexplained files, each with a record in JSON
+//	rescue/       log of lost branches
+//	volatile/     spilled content of files that fs keeps in memory; emptied at start
+//	resync.json   there while a resync is under way: index and tree are a mixture
+//
+// Every file and directory in tree/ carries its id in the attribute
+// trusted.slotfs (mark.go). Volatile files are not in here at all: fs keeps
+// them in memory. So the tree is purely the result of the log.
+//
+// # One applier
+//
+// Entries are applied in order by one goroutine, and only once they are
+// committed and durable in this slot's own log. The index goes first: what an
+// entry does to it depends on the entry and the index alone (apply.go), so every
+// slot, and every replay, gets the same. What it did is then done to the tree
+// (treedo.go), by system calls relative to directory descriptors found by id.
+// mtimes of directories and control files are set at the end of a batch, from
+// the index, so that they do not depend on how entries were batched.
+//
+// Apply must not fail: every entry was validated before it was appended. An
+// entry that contradicts the index, or a system call that fails, faults the slot
+// (Slot.Fault): the log stops, everybody who waits for it gets an error, and the
+// next start recovers. Two things are no faults: a full disk, which is waited
+// out, and a file that is missing from the tree, which is an Event and left to
+// check and repair.
+//
+// # Checkpoints and recovery
+//
+// badger holds exactly the index of the last checkpoint C; what was applied
+// later is in memory (index.go). A checkpoint freezes that delta, makes the tree
+// durable (syncfs), and then writes the delta and C's Pos in one transaction.
+// Only then are trash and log given up that recovery from before C would need.
+//
+// So recovery always starts from exactly the index of C, replays the log on it,
+// and then makes the tree agree with the index wherever the log since C touched
+// it, by id and by comparing states. It does not repeat operations on the tree:
+// a tree that a crash left between C and the last applied entry can be anywhere
+// in between, in any order, and there is no path by which an operation could be
+// repeated safely. Comparing states is idempotent at any crash point, and the same
+// code serves resync and check.
+//
+// A file that loses its last name goes to trash/, never to nothing, as recovery
+// may have to return to an entry before the loss. It is freed at the checkpoint
+// after next, unless the kernel still has it open (Slot.Keep).
+//
+// # Content
+//
+// A message, and a control file that was quiet long enough for the primary to
+// append a Seal, has a checksum in the index. Reads of it are answered from
+// the very buffer that was verified (read.go). What does not verify is fetched
+// from another slot, verified, and put in place under all its names, before
+// the read is answered; the bad copy goes to quarantine/. Without a good copy the
+// read fails with a *DamagedError. Damage to a control file between two seals
+// cannot be noticed.
+//
+// # Locks, in order
+//
+//	Slot.admin   the applier is made to stand still
+//	tree.mu      for writing: an entry goes into index and tree. For reading: they agree
+//	index.mu     the index in memory; readers take it for a lookup
+//	Slot.mu, trash.mu, fdCache.mu, Events.mu, verifiedCache.mu   a few fields each
+//
+// No lock is held while another slot is asked, or while OnEvent, OnFault, Keep
+// or Retain are called.
+package meta
