@@ -241,6 +241,13 @@ func TestOneNameTwoNodesThroughThird(t *testing.T) {
 		p := third.Problems()
 		return len(p) > 0 && strings.Contains(p[0].Text, "two nodes are called \"a\"")
 	})
+	// Its end is not taken for that of the first holder.
+	if err := b.Abort(); err != nil {
+		t.Fatal(err)
+	}
+	if m, ok := member(third, "a"); !ok || !m.Alive || m.Gossip != a.Addr() {
+		t.Errorf("the third node now believes: %+v", m)
+	}
 }
 
 // A node that died and comes back under another address is no conflict.

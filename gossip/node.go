@@ -280,18 +280,28 @@ func (g *Gossip) investigate(c NameConflict) {
 
 // Close says goodbye and stops.
 func (g *Gossip) Close() error {
-	var err error
-	g.closeOnce.Do(func() {
-		g.cancel()
-		g.wg.Wait()
+	return g.stop(func() {
 		g.mu.Lock()
 		g.self.Leaving = true
 		g.self.Version++
 		g.mu.Unlock()
 		g.spread(0)
-		if lerr := g.list.Leave(500 * time.Millisecond); lerr != nil {
-			g.log.Debug("leave the cluster", "err", lerr)
+		if err := g.list.Leave(500 * time.Millisecond); err != nil {
+			g.log.Debug("leave the cluster", "err", err)
 		}
+	})
+}
+
+// Abort stops without a word. It is for a node whose name is taken: a goodbye
+// in that name would be understood as that of the other node.
+func (g *Gossip) Abort() error { return g.stop(func() {}) }
+
+func (g *Gossip) stop(goodbye func()) error {
+	var err error
+	g.closeOnce.Do(func() {
+		g.cancel()
+		g.wg.Wait()
+		goodbye()
 		err = g.list.Shutdown()
 	})
 	return err

@@ -61,12 +61,32 @@ func TestWrongClusterKey(t *testing.T) {
 	must(t, f.StartPair())
 	stranger := f.stranger()
 	f.joinThrough(stranger, f.Nodes[0])
-	must(t, stranger.Nodes[0].Start())
 	f.expect("cluster key")
 	stranger.expect("cluster key")
+	// It is new and nobody lets it in, so it does not even start.
+	var exit *cluster.ExitError
+	if err := stranger.Nodes[0].Start(); !errors.As(err, &exit) || exit.Code != 6 || !strings.Contains(exit.Output, "another cluster key") {
+		t.Errorf("the stranger was refused with: %v", err)
+	}
 	f.tells(f.Nodes[0], "another cluster key")
-	f.tells(stranger.Nodes[0], "another cluster key")
 	f.works(f)
+}
+
+// refused checks that slotfs ended with an exit code and said why.
+func refused(t *testing.T, err error, code int, texts ...string) {
+	t.Helper()
+	var exit *cluster.ExitError
+	if !errors.As(err, &exit) {
+		t.Fatalf("not refused: %v", err)
+	}
+	if exit.Code != code {
+		t.Errorf("refused with code %d, want %d: %s", exit.Code, code, exit.Output)
+	}
+	for _, text := range texts {
+		if !strings.Contains(exit.Output, text) {
+			t.Errorf("the refusal does not mention %q: %s", text, exit.Output)
+		}
+	}
 }
 
 // stranger is a cluster of one node with keys of its own.
@@ -108,20 +128,13 @@ func TestForeignCertificate(t *testing.T) {
 func TestOneNameTwice(t *testing.T) {
 	f := newCluster(t, 2, cluster.Options{})
 	must(t, f.StartPair())
-	f.expect("name")
+	f.expect("node names must be unique", "node does not answer")
 	twin, err := f.Add("n2")
 	must(t, err)
-	err = twin.Start()
-	var exit *cluster.ExitError
-	if errors.As(err, &exit) {
-		if exit.Code != 6 || !strings.Contains(exit.Output, "n2") {
-			t.Errorf("refused with code %d: %s", exit.Code, exit.Output)
-		}
-	} else {
-		must(t, err)
-		f.tells(twin, "name")
-	}
-	f.tells(f.Nodes[0], "name")
+	refused(t, twin.Start(), 6, `another node is called "n2"`, "Give this node another name")
+	f.tells(f.Nodes[0], `two nodes are called "n2"`)
+	f.tells(f.Nodes[1], `another node is called "n2"`)
+	must(t, f.WaitInSync())
 	f.works(f)
 }
 
@@ -138,11 +151,10 @@ func TestOneStoreNameTwice(t *testing.T) {
 	must(t, third.Promote())
 	must(t, third.Stop())
 	must(t, third.Edit("join = []", join))
-	f.expect("store")
+	f.expect("store names must be unique", "belongs to another store of the same name", "tls handshake")
 	must(t, third.Start())
 	for _, n := range f.Nodes {
-		f.tells(n, "mail")
-		f.tells(n, "n3")
+		f.tells(n, `two different stores are called "mail"`)
 	}
 	f.works(f)
 }

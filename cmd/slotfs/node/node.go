@@ -251,7 +251,7 @@ func (n *Node) startGossip(ctx context.Context) error {
 	n.publish()
 	answered, refusals := g.Join(ctx)
 	if err := n.judge(answered, refusals); err != nil {
-		return exit.With(exit.Network, err)
+		return exit.With(exit.Network, errors.Join(err, g.Abort()))
 	}
 	return ctx.Err()
 }
