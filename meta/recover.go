@@ -27,6 +27,7 @@ type recovery struct {
 	log       positionLog
 	last      uint64 // of the log
 	committed uint64 // K, as far as it is known
+	store     func(StoreID) error // told of the store's id; may be nil
 	note      func(kind string, id op.ID, path, text string)
 	hold      func(step, path string) error
 }
@@ -67,6 +68,11 @@ func (v *recovery) replay() (*trail, error) {
 		t.add(e)
 		if e.Seq > to {
 			return nil
+		}
+		if o, ok := e.Op.(*op.EpochBegin); ok && v.store != nil {
+			if err := v.store(o.Store); err != nil {
+				return err
+			}
 		}
 		_, err := v.ix.apply(e)
 		return err

@@ -184,7 +184,7 @@ func (s *Slot) open() (err error) {
 	if s.lock, err = lockData(s.dir); err != nil {
 		return err
 	}
-	for _, name := range []string{dirTrash, dirStage, dirQuarantine, dirRescue, dirVolatile} {
+	for _, name := range []string{dirIndex, dirTrash, dirStage, dirQuarantine, dirRescue, dirVolatile} {
 		if err := os.MkdirAll(filepath.Join(s.dir, name), 0o700); err != nil {
 			return fmt.Errorf("complete data directory: %w", err)
 		}
@@ -204,7 +204,7 @@ func (s *Slot) open() (err error) {
 	if s.Log, err = oplog.Open(filepath.Join(s.dir, dirLog), lo); err != nil {
 		return fmt.Errorf("open log: %w", err)
 	}
-	if s.ix, err = openIndex(filepath.Join(s.dir, dirIndex), s.log); err != nil {
+	if err := s.openIndex(); err != nil {
 		return err
 	}
 	if s.tree, err = openTree(s.dir, s.ix, s.Events); err != nil {
@@ -275,7 +275,8 @@ func (s *Slot) Start() {
 }
 
 // Close stops the slot: it applies nothing more, writes a last checkpoint and
-// closes the log, which flushes. A faulted slot writes no checkpoint.
+// closes the log, which flushes. A faulted slot writes no checkpoint, nor one
+// on a full disk: the next start replays the log instead.
 func (s *Slot) Close() error {
 	s.mu.Lock()
 	was := s.closed
@@ -286,7 +287,7 @@ func (s *Slot) Close() error {
 	}
 	s.stopApplier()
 	var err error
-	if s.Faulted() == nil && !s.Resyncing() {
+	if s.Faulted() == nil && !s.Resyncing() && s.space.forCheckpoint() {
 		err = s.checkpoint()
 	}
 	s.cancel(ErrClosed)

@@ -39,10 +39,13 @@ func (s *Slot) recover() error {
 func (s *Slot) recoverTo(committed uint64) error {
 	v := &recovery{
 		data: s.dir, ix: s.ix, log: s.Log, last: s.Log.Last().Seq, committed: committed,
-		note: s.noteEvent, hold: s.opt.hold,
+		note: s.noteEvent, hold: s.opt.hold, store: s.SetStore,
 	}
 	begun := time.Now()
 	report, err := v.run()
+	if unusable(err) {
+		return s.rebuild(err)
+	}
 	if err != nil {
 		return fmt.Errorf("recover %s: %w", s.dir, err)
 	}

@@ -422,3 +422,5 @@ func sameState(t testing.TB, what string, got, want map[string]string) {
 		}
 	}
 }
+
+func testLogger() *slog.Logger { return slog.New(slog.DiscardHandler) }

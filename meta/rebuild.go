@@ -1,0 +1,396 @@
+package meta
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"slotfs/meta/op"
+)
+
+// rebuilder makes an index from what else there is: the tree's names,
+// attributes and marks, and the log.
+//
+// The tree is somewhere between the last checkpoint and the last entry of the
+// log, and which entries it has is not known. So nothing is replayed on top of
+// it; instead the log has the last word on every name and attribute that it
+// mentions, and the tree on all others. That is exact as long as the log
+// reaches back to before the last checkpoint, which trimming sees to: every
+// entry that could be missing in the tree is in the log, and repeating one
+// that is not missing ends, in order, at the same values.
+//
+// The result is the state at the last entry of the log, also if that was not
+// known to be committed: what the tree has of uncommitted entries could not be
+// taken out of it. All inodes are in memory meanwhile, about 400 bytes each,
+// and all messages are read, as their SHA-256 is nowhere else.
+type rebuilder struct {
+	data string
+	log  positionLog
+	last uint64
+	note func(kind string, id op.ID, path, text string)
+
+	inodes map[op.ID]*Inode
+	found  map[op.ID][]Name // where the tree has each object
+	names  map[Name]op.ID   // what the log says last; 0: removed
+	time   int64            // of the last entry; 0 if the log is empty
+}
+
+// rebuildIndex fills x, which is empty.
+func rebuildIndex(data string, x *index, log positionLog, last uint64, note func(kind string, id op.ID, path, text string)) error {
+	b := &rebuilder{
+		data: data, log: log, last: last, note: note,
+		inodes: map[op.ID]*Inode{}, found: map[op.ID][]Name{}, names: map[Name]op.ID{},
+	}
+	if err := b.scanAll(); err != nil {
+		return fmt.Errorf("rebuild index: scan: %w", err)
+	}
+	if err := eachEntry(log, log.First(), last, b.overlay); err != nil {
+		return fmt.Errorf("rebuild index: %w", err)
+	}
+	if err := b.fill(x); err != nil {
+		return fmt.Errorf("rebuild index: %w", err)
+	}
+	return nil
+}
+
+func (b *rebuilder) scanAll() error {
+	tree := filepath.Join(b.data, dirTree)
+	var st unix.Stat_t
+	if err := unix.Lstat(tree, &st); err != nil {
+		return &os.PathError{Op: "lstat", Path: tree, Err: err}
+	}
+	if b.last > 0 {
+		root, err := b.inode(tree, &st, mark{ID: op.Root})
+		if err != nil {
+			return err
+		}
+		b.inodes[op.Root] = root
+	}
+	if err := b.scan(tree, op.Root); err != nil {
+		return err
+	}
+	// What an interrupted recovery put aside, and what may have to come back.
+	for _, dir := range []string{dirStage, dirTrash} {
+		if err := b.scan(filepath.Join(b.data, dir), 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// scan goes through a directory of the tree; dir is 0 where names do not count.
+func (b *rebuilder) scan(path string, dir op.ID) error {
+	list, err := os.ReadDir(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, d := range list {
+		at := filepath.Join(path, d.Name())
+		var st unix.Stat_t
+		if err := unix.Lstat(at, &st); err != nil {
+			return &os.PathError{Op: "lstat", Path: at, Err: err}
+		}
+		m, err := readMark(at)
+		if err != nil && !errors.Is(err, errNoMark) {
+			return err
+		}
+		if b.inodes[m.ID] == nil && m.ID != 0 {
+			in, err := b.inode(at, &st, m)
+			if err != nil {
+				return err
+			}
+			b.inodes[m.ID] = in
+		}
+		if dir != 0 && m.ID != 0 {
+			b.found[m.ID] = append(b.found[m.ID], Name{Dir: dir, Name: d.Name()})
+		}
+		if st.Mode&typeMask == typeDir {
+			if err := b.scan(at, m.ID); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// inode is what path says of itself.
+func (b *rebuilder) inode(path string, st *unix.Stat_t, m mark) (*Inode, error) {
+	in := &Inode{
+		ID: m.ID, Mode: st.Mode, UID: st.Uid, GID: st.Gid,
+		Mtime: unix.TimespecToNsec(st.Mtim), Ctime: unix.TimespecToNsec(st.Ctim),
+		Sealed: m.Sealed, Changed: m.Changed,
+	}
+	var err error
+	if in.Xattr, err = readXattrs(path); err != nil {
+		return nil, err
+	}
+	switch in.Type() {
+	case typeRegular:
+		in.Size = st.Size
+		if m.Sized {
+			in.Sum, err = b.sum(path, m)
+		}
+		if m.Sealed {
+			in.Size = m.Size
+		}
+	case typeSymlink:
+		in.Target, err = os.Readlink(path)
+		in.Size = int64(len(in.Target))
+	case unix.S_IFBLK, unix.S_IFCHR:
+		in.Rdev = uint32(st.Rdev)
+	}
+	return in, err
+}
+
+// sum is the checksum that a mark tells of: that of the content, if they agree,
+// else one that no content has, so that reading it means repairing it.
+func (b *rebuilder) sum(path string, m mark) (*op.Sum, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var sum op.Sum
+	if m.Sealed {
+		sum, err = op.SumReader(f)
+	} else {
+		sum, err = op.BlockSumReader(f)
+	}
+	if err == nil && sum.Size == m.Size && sum.XXH() == m.XXH {
+		return &sum, nil
+	}
+	if err != nil && !errors.Is(err, unix.EIO) {
+		return nil, err
+	}
+	want := op.Sum{Size: m.Size, Blocks: make([]uint64, (m.Size+op.BlockSize-1)/op.BlockSize)}
+	if len(want.Blocks) == 1 {
+		want.Blocks[0] = m.XXH
+	}
+	return &want, nil
+}
+
+// overlay lets one entry have its word.
+func (b *rebuilder) overlay(e *op.Entry) error {
+	b.time = e.Time
+	switch o := e.Op.(type) {
+	case *op.EpochBegin:
+		if e.Seq == 1 {
+			b.inodes[op.Root] = &Inode{ID: op.Root, Mode: rootMode, Mtime: e.Time, Ctime: e.Time}
+		}
+	case *op.Mkdir:
+		b.create(e, o.Attr, Name{o.Parent, o.Name})
+	case *op.Create:
+		n := b.create(e, o.Attr, Name{o.Parent, o.Name})
+		n.Target, n.Rdev, n.Size, n.Changed = o.Target, o.Rdev, int64(len(o.Target)), e.Seq
+	case *op.Put:
+		n := b.create(e, o.Attr, Name{o.Parent, o.Name})
+		sum := o.Sum
+		n.Size, n.Sum, n.Sealed, n.Changed = sum.Size, &sum, o.Sealed, e.Seq
+	case *op.Link:
+		b.name(e, Name{o.Parent, o.Name}, o.ID)
+	case *op.Unlink:
+		b.name(e, Name{o.Parent, o.Name}, 0)
+	case *op.Rename:
+		from, to := Name{o.OldParent, o.OldName}, Name{o.NewParent, o.NewName}
+		b.name(e, to, o.ID)
+		if o.Exchange {
+			b.name(e, from, o.Victim)
+		} else {
+			b.name(e, from, 0)
+		}
+	default:
+		b.attributes(e)
+	}
+	return nil
+}
+
+// create is a new object; whatever the tree has of it counts for nothing, as
+// all that happened to it since is in the log.
+func (b *rebuilder) create(e *op.Entry, a op.Attr, at Name) *Inode {
+	n := newInode(e, a, at)
+	n.Names = nil
+	b.inodes[n.ID] = n
+	b.name(e, at, n.ID)
+	return n
+}
+
+func (b *rebuilder) name(e *op.Entry, at Name, id op.ID) {
+	b.names[at] = id
+	if dir := b.inodes[at.Dir]; dir != nil {
+		dir.Mtime, dir.Ctime = e.Time, e.Time
+	}
+}
+
+// attributes are the entries that change an object without naming it.
+func (b *rebuilder) attributes(e *op.Entry) {
+	switch o := e.Op.(type) {
+	case *op.Write:
+		b.content(e, o.ID, func(size int64) int64 { return max(size, o.Off+int64(len(o.Data))) })
+	case *op.Truncate:
+		b.content(e, o.ID, func(int64) int64 { return o.Size })
+	case *op.Fallocate:
+		b.content(e, o.ID, func(size int64) int64 {
+			if o.Mode&unix.FALLOC_FL_KEEP_SIZE != 0 {
+				return size
+			}
+			return max(size, o.Off+o.Len)
+		})
+	case *op.Seal:
+		if n := b.inodes[o.ID]; n != nil && n.Changed == o.Of && n.Size == o.Sum.Size && !n.Sealed {
+			sum := o.Sum
+			n.Sum = &sum
+		}
+	case *op.SetAttr:
+		if n := b.inodes[o.ID]; n != nil {
+			setAttr(n, o)
+			n.Ctime = e.Time
+		}
+	case *op.SetXattr:
+		n := b.inodes[o.ID]
+		if n == nil {
+			return
+		}
+		n.Ctime = e.Time
+		if n.Xattr = maps.Clone(n.Xattr); n.Xattr == nil {
+			n.Xattr = map[string][]byte{}
+		}
+		if o.Remove {
+			delete(n.Xattr, o.Name)
+		} else {
+			n.Xattr[o.Name] = slices.Clone(o.Value)
+		}
+	}
+}
+
+func (b *rebuilder) content(e *op.Entry, id op.ID, size func(int64) int64) {
+	n := b.inodes[id]
+	if n == nil || n.Sealed {
+		return
+	}
+	n.Size, n.Sum, n.Changed = size(n.Size), nil, e.Seq
+	n.Mtime, n.Ctime = e.Time, e.Time
+}
+
+// setAttr changes what o names.
+func setAttr(n *Inode, o *op.SetAttr) {
+	if o.Valid&op.SetMode != 0 {
+		n.Mode = n.Type() | o.Mode&permMask
+	}
+	if o.Valid&op.SetUID != 0 {
+		n.UID = o.UID
+	}
+	if o.Valid&op.SetGID != 0 {
+		n.GID = o.GID
+	}
+	if o.Valid&op.SetMtime != 0 {
+		n.Mtime = o.Mtime
+	}
+}
+
+// fill puts everything that the root leads to into x, directories first.
+func (b *rebuilder) fill(x *index) error {
+	children := b.settleNames()
+	if b.inodes[op.Root] == nil {
+		return nil
+	}
+	if err := x.put(b.inodes[op.Root], 0); err != nil {
+		return err
+	}
+	reached := map[op.ID]bool{op.Root: true}
+	var files []op.ID
+	for todo := []op.ID{op.Root}; len(todo) > 0; {
+		dir := todo[0]
+		todo = todo[1:]
+		for _, id := range children[dir] {
+			n := b.inodes[id]
+			if !n.IsDir() {
+				files = append(files, id)
+				continue
+			}
+			if reached[id] {
+				continue
+			}
+			reached[id] = true
+			todo = append(todo, id)
+			if err := b.put(x, n); err != nil {
+				return err
+			}
+		}
+	}
+	for _, id := range files {
+		n := b.inodes[id]
+		if reached[id] {
+			continue // by another of its names
+		}
+		reached[id] = true
+		n.Names = slices.DeleteFunc(n.Names, func(at Name) bool { return !reached[at.Dir] })
+		if err := b.put(x, n); err != nil {
+			return err
+		}
+	}
+	pos, err := b.log.PosAt(b.last)
+	if err != nil {
+		return err
+	}
+	st := x.current()
+	st.Pos, st.Time = pos, b.time
+	return x.flushRaw(st)
+}
+
+func (b *rebuilder) put(x *index, n *Inode) error {
+	if err := x.put(n, 0); err != nil {
+		return err
+	}
+	if x.waiting() < resyncBatch {
+		return nil
+	}
+	return x.flushRaw(x.current())
+}
+
+// settleNames decides which names objects have, and returns the entries of each
+// directory.
+func (b *rebuilder) settleNames() map[op.ID][]op.ID {
+	for id, list := range b.found {
+		for _, at := range list {
+			if _, said := b.names[at]; !said {
+				b.names[at] = id
+			}
+		}
+	}
+	children := map[op.ID][]op.ID{}
+	all := slices.SortedFunc(maps.Keys(b.names), func(p, q Name) int {
+		if p.Dir != q.Dir {
+			return int(int64(p.Dir) - int64(q.Dir))
+		}
+		if p.Name < q.Name {
+			return -1
+		}
+		return 1
+	})
+	for _, at := range all {
+		id := b.names[at]
+		if id == 0 {
+			continue
+		}
+		n := b.inodes[id]
+		switch {
+		case n == nil:
+			b.note(EventMissing, id, at.Name, "the log names this object, and neither log nor tree have it")
+		case n.IsDir() && len(n.Names) > 0:
+			b.note(EventUnexpected, id, at.Name, "a second directory with this id")
+		default:
+			n.Names = append(n.Names, at)
+			children[at.Dir] = append(children[at.Dir], id)
+		}
+	}
+	return children
+}
