@@ -206,11 +206,10 @@ func (m *model) treeState() map[string]string {
 	walk = func(path string, n *object) {
 		var b strings.Builder
 		fmt.Fprintf(&b, "%06o %d:%d", n.mode, n.uid, n.gid)
-		mk := mark{ID: n.id}
+		fmt.Fprintf(&b, " id %d %v", n.id, nil)
 		if n.sealed {
-			mk = markOf(&Inode{ID: n.id, Sealed: true, Sum: n.sum})
+			fmt.Fprintf(&b, " %+v", mark{ID: n.id, Sized: true, Sealed: true, Size: n.sum.Size, XXH: n.sum.XXH(), Changed: uint64(n.id)})
 		}
-		fmt.Fprintf(&b, " id %d %v %v", n.id, mk, nil)
 		fmt.Fprintf(&b, " mtime %d", n.mtime)
 		xs := n.xattr
 		if xs == nil {

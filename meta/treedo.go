@@ -204,6 +204,11 @@ func (t *tree) createSpecial(d *handle, name string, n *Inode) error {
 		}
 	}
 	if n.Type() != typeSymlink {
+		if _, ours := n.Xattr[aclAccess]; !ours {
+			if err := unix.Lremovexattr(path, aclAccess); err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EOPNOTSUPP) {
+				return fmt.Errorf("remove inherited %s: %w", aclAccess, err)
+			}
+		}
 		if err := unix.Fchmodat(d.fd, name, n.Mode&permMask, 0); err != nil {
 			return fmt.Errorf("chmod: %w", err)
 		}
