@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -297,6 +298,34 @@ func TestHooks(t *testing.T) {
 	}
 	if !strings.Contains(n.log(), `line="hook talks"`) {
 		t.Error("the hook's output is not in the log")
+	}
+}
+
+// TestNewStoreWhileAlone: a store is not made anew while those do not answer
+// who may have it.
+func TestNewStoreWhileAlone(t *testing.T) {
+	needFUSE(t)
+	n := initNode(t, "n1", "--join", freeAddr(t))
+	n.start(t)
+	n.run(t, "promote", "mail1").want(t, exit.Refused, "this would make a new store \"mail1\"", "--force")
+	n.run(t, "promote", "mail1", "--force").want(t, exit.OK)
+}
+
+// TestMetricsListen: metrics, and nothing else, on TCP.
+func TestMetricsListen(t *testing.T) {
+	n := initNode(t, "n1")
+	addr := freeAddr(t)
+	n.edit(t, `#listen = ""`, `listen = "`+addr+`"`)
+	n.start(t)
+	for path, want := range map[string]int{"/metrics": 200, "/v1/status": 404} {
+		r, err := http.Get("http://" + addr + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Body.Close()
+		if r.StatusCode != want {
+			t.Errorf("%s: %s", path, r.Status)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -197,7 +198,7 @@ func (n *Node) promote(ctx context.Context, r *admin.PromoteRequest) (*admin.Out
 	if err != nil {
 		return nil, err
 	}
-	if err := n.storeNameFree(s); err != nil {
+	if err := errors.Join(n.storeNameFree(s), n.storeIsNew(s, r.Force)); err != nil {
 		return nil, exit.With(exit.Refused, err)
 	}
 	err = s.Member.Promote(ctx, repl.PromoteOptions{OldPrimaryIsDown: r.OldPrimaryIsDown, Force: r.Force})
@@ -214,6 +215,27 @@ func (n *Node) storeNameFree(s *Slot) error {
 		}
 	}
 	return nil
+}
+
+// storeIsNew refuses to make a store while those are silent who may have it:
+// their nodes are configured, and not one of them answers.
+func (n *Node) storeIsNew(s *Slot, force bool) error {
+	if force || !s.Meta.StoreID().IsZero() {
+		return nil
+	}
+	n.mu.Lock()
+	join := n.conf.Join
+	n.mu.Unlock()
+	for _, m := range n.Gossip.Members() {
+		if m.Alive && !m.Self {
+			return nil
+		}
+	}
+	if len(join) == 0 {
+		return nil
+	}
+	return fmt.Errorf("refused: this would make a new store %q, but no other node answers (gossip.join names %s), and one of them may have it. "+
+		"Start them first; if the store is really new, repeat with --force", s.Conf.Store, strings.Join(join, ", "))
 }
 
 func (n *Node) demote(ctx context.Context, r *admin.DemoteRequest) (*admin.Outcome, error) {
