@@ -89,10 +89,11 @@ type FS struct {
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup // the goroutines of this FS
 
-	stats   [opcodes]atomic.Uint64
-	refused atomic.Int32                  // errno for all changes; 0: none
-	hook    func(h *fuse.InHeader)        // test seam: called at the start of every request; nil otherwise
-	waitLog func(kind string, seq uint64) // test seam: told of every wait
+	stats    [opcodes]atomic.Uint64
+	doorShut atomic.Bool                   // see door.go
+	refused  atomic.Int32                  // errno for all changes; 0: none
+	hook     func(h *fuse.InHeader)        // test seam: called at the start of every request; nil otherwise
+	waitLog  func(kind string, seq uint64) // test seam: told of every wait
 
 	// mu guards the namespace, the nodes (except what their own locks guard) and
 	// the order of the log: whoever appends holds it. No I/O and no waiting

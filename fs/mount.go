@@ -91,6 +91,11 @@ func Mount(dir string, s *meta.Slot, o Options) (*FS, error) {
 		f.detachMount()
 		return nil, fmt.Errorf("mount %s: %w", dir, err)
 	}
+	if err := f.throughDoor(); err != nil {
+		f.cancel(errUnmounting)
+		f.detachMount()
+		return nil, err
+	}
 	return f, nil
 }
 
@@ -113,7 +118,7 @@ func (f *FS) prepare() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.lastNode = rootNode - 1
-	f.insert(in)
+	f.nodes[kernelRoot] = f.insert(in)
 	return nil
 }
 

@@ -46,6 +46,10 @@ func (f *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.
 		if name == ".." { // only NFS export asks
 			return syscall.ESTALE
 		}
+		if h.NodeId == kernelRoot && name == door && !f.doorShut.Load() {
+			d.entry(out)
+			return nil
+		}
 		_, n, err := f.child(d, name)
 		if err != nil {
 			return err
@@ -72,7 +76,7 @@ func (f *FS) make(h *fuse.InHeader, name string, o object, out *fuse.EntryOut) e
 	if err := checkName(name); err != nil {
 		return err
 	}
-	if h.NodeId == rootNode && name == virtualDir {
+	if isRoot(h.NodeId) && name == virtualDir {
 		return syscall.EEXIST
 	}
 	if e := f.refused.Load(); e != 0 {
@@ -280,7 +284,7 @@ func (f *FS) remove(parent uint64, name string, isDir bool) error {
 		if err != nil {
 			return err
 		}
-		if parent == rootNode && name == virtualDir {
+		if isRoot(parent) && name == virtualDir {
 			return syscall.EPERM
 		}
 		e, n, err := f.child(d, name)

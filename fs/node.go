@@ -352,9 +352,6 @@ func (f *FS) release(n *node) {
 	}
 }
 
-// rootNode is the kernel's name of the root directory.
-const rootNode = 1
-
 // Forget implements fuse.RawFileSystem.
 func (f *FS) Forget(nodeid, nlookup uint64) {
 	f.stats[opForget].Add(1)

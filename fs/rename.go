@@ -114,7 +114,7 @@ func (f *FS) moveWith(m *move, pub *node, done func(*node)) (w wait, err error) 
 
 // find looks up what m is about and checks that it may be done. mu is held.
 func (f *FS) find(m *move) (x found, err error) {
-	if m.to == rootNode && m.newName == virtualDir || m.from == rootNode && m.oldName == virtualDir {
+	if isRoot(m.to) && m.newName == virtualDir || isRoot(m.from) && m.oldName == virtualDir {
 		return x, syscall.EPERM
 	}
 	if x.d2, err = f.dirNode(m.to); err != nil {
@@ -234,24 +234,17 @@ func (f *FS) perform(m *move, x found, p *parcel) (w wait, err error) {
 		return w, err
 	}
 	w = f.waitFor(m, &x, e.Seq)
-	cookie := uint64(0)
 	if x.victim != nil {
-		cookie = x.victim.cookie
 		f.lose(x.victim, e, false)
 	}
-	x.d2.add(m.newName, n, n.id, true, cookie)
-	if x.old != nil {
-		memory := !x.old.logged
-		x.old.drop(true)
-		if memory {
-			x.d1.touchVolatile()
-		} else {
-			x.d1.touch(e.Time)
-		}
+	x.place(n, m.newName, true)
+	switch {
+	case x.old != nil && !x.old.logged && x.d1 != x.d2:
+		x.d1.touchVolatile()
+	case x.old != nil && x.d1 != x.d2:
+		x.d1.touch(e.Time)
 	}
-	if x.d2 != x.d1 || x.old == nil || !x.old.logged {
-		x.d2.touch(e.Time)
-	}
+	x.d2.touch(e.Time)
 	n.ctime = max(n.ctime, e.Time)
 	n.debt = false
 	f.moved(m, x)
@@ -261,19 +254,37 @@ func (f *FS) perform(m *move, x found, p *parcel) (w wait, err error) {
 	return w, nil
 }
 
+// place adds the new name and takes the old one away; the victim is dropped
+// already. The name stands in listings where the victim was, or, within one
+// directory, where the old name was: so a reader of the directory who renames
+// what he finds does not find it again for ever.
+func (x *found) place(n *node, name string, logged bool) {
+	cookie := uint64(0)
+	switch {
+	case x.victim != nil:
+		cookie = x.victim.cookie
+	case x.old != nil && x.d1 == x.d2:
+		cookie = x.old.cookie
+		x.old.drop(false)
+		x.d2.add(name, n, n.id, logged, cookie)
+		return
+	}
+	x.d2.add(name, n, n.id, logged, cookie)
+	if x.old != nil {
+		x.old.drop(true)
+	}
+}
+
 // moveInMemory is perform when neither name is one that the log knows.
 func (f *FS) moveInMemory(m *move, x found) {
-	cookie := uint64(0)
 	if x.victim != nil {
-		cookie = x.victim.cookie
 		lost := x.victim.n
 		x.victim.drop(false)
 		lost.ctime = now()
 		defer f.release(lost)
 	}
-	x.d2.add(m.newName, x.n, x.n.id, false, cookie)
-	if x.old != nil {
-		x.old.drop(true)
+	x.place(x.n, m.newName, false)
+	if x.old != nil && x.d1 != x.d2 {
 		x.d1.touchVolatile()
 	}
 	x.d2.touchVolatile()

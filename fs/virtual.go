@@ -49,7 +49,7 @@ const virtualBase = 1 << 62
 
 // lookupVirtual answers lookups of and in the virtual directory.
 func (f *FS) lookupVirtual(parent uint64, name string, out *fuse.EntryOut) bool {
-	if parent == rootNode && name == virtualDir {
+	if isRoot(parent) && name == virtualDir {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.virt[virtualBase].entry(virtualBase, out)

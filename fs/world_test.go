@@ -224,3 +224,18 @@ func (h *failOnWarning) Handle(_ context.Context, r slog.Record) error {
 
 func (h *failOnWarning) WithAttrs([]slog.Attr) slog.Handler { return h }
 func (h *failOnWarning) WithGroup(string) slog.Handler      { return h }
+
+type (
+	metaOptions = meta.Options
+	fsOptions   = fs.Options
+)
+
+// retry waits until f is true.
+func retry(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not in time: %s", what)
+		}
+	}
+}
