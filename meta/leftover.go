@@ -93,7 +93,18 @@ func (r *reconciler) leftovers() error {
 			}
 		}
 	}
-	return r.leftoversIn(r.tree)
+	if err := r.leftoversIn(r.tree); err != nil {
+		return err
+	}
+	for _, name := range r.trash.names() {
+		k := r.trash.kids[name]
+		if stage := r.t.unstage[k.id]; stage != 0 && !k.settled {
+			if err := r.restage(k, stage); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // leftoversIn goes down through everything that was read completely; of the
@@ -225,7 +236,12 @@ func (r *reconciler) restage(n *node, stage uint64) error {
 	if err != nil {
 		return err
 	}
-	if k != nil {
+	switch {
+	case k != nil && k.same(n):
+		return r.remove(n) // another of its names
+	case k != nil && n.parent == r.trash:
+		return nil
+	case k != nil:
 		return r.discard(n)
 	}
 	if err := r.step("attributes", n.path()); err != nil {
