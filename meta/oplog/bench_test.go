@@ -113,7 +113,7 @@ func BenchmarkOpen(b *testing.B) {
 	}
 	b.SetBytes(64 << 20)
 	for b.Loop() {
-		ld, err := load(osFS{}, dir, false)
+		ld, err := load(osFS{}, dir, false, nil)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -199,6 +199,7 @@ func (w *world) die() {
 		w.see()
 		w.note("kill at %d durable %d acked %d: %v", w.l.Last().Seq, w.l.Durable.Get(), w.acked, w.l.Err())
 		w.l.Close()
+		w.see()
 	}
 	w.fs.kill()
 	if w.rnd.IntN(2) == 0 {
@@ -446,7 +447,7 @@ func (w *world) reset() {
 		w.maybe = &at
 		return
 	}
-	if l.Last() != at || l.First() != at.Seq+1 || l.Committed.Get() != at.Seq {
+	if l.Err() == nil && (l.Last() != at || l.First() != at.Seq+1 || l.Committed.Get() != at.Seq) && l.Err() == nil {
 		w.fatalf("reset to %v: log from %d to %v", at, l.First(), l.Last())
 	}
 	w.wasReset(at)
@@ -464,7 +465,7 @@ func TestCrash(t *testing.T) {
 	lives, rescued := 0, 0
 	for seed := *crashFirst; seed < *crashFirst+uint64(*crashSeeds) && !t.Failed(); seed++ {
 		rnd := rand.New(rand.NewPCG(seed, 1))
-		w := &world{t: t, rnd: rnd, fs: newCrashFS(rnd), dir: t.TempDir(), hist: map[uint64][]byte{}, seed: seed}
+		w := &world{t: t, rnd: rnd, fs: newCrashFS(rand.New(rand.NewPCG(seed, 2))), dir: t.TempDir(), hist: map[uint64][]byte{}, seed: seed}
 		for range 15 {
 			if !w.open() {
 				continue

@@ -137,7 +137,7 @@ func (l *Log) Rescue(after uint64, rescueDir string) (n int, err error) {
 
 // rescue writes the entries after base, up to last, to a file of their own.
 func (l *Log) rescue(base op.Pos, last uint64, dir string) error {
-	s := &segment{id: newSegmentID(), end: page}
+	s := &segment{id: newSegmentID(), start: page, end: page}
 	path := filepath.Join(dir, fmt.Sprintf("%d-%d-%016x.log", base.Seq+1, last, s.id))
 	tmp := path + ".tmp"
 	f, err := l.fs.Create(tmp)

@@ -18,6 +18,7 @@
 //	NNNNNNNNNNNNNNNN-IIIIIIIIIIIIIIII.log   segment: number and id, hexadecimal
 //	sealed                                  highest sealed epoch
 //	*.pool                                  a former segment, to be written again
+//	*.damaged                               a segment put aside, see Options.PastDamage
 //	*.torn                                  a torn batch cut by the last start, kept until the next
 //	*.tmp                                   unfinished; removed at start
 //

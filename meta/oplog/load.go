@@ -12,9 +12,10 @@ import (
 
 // loaded is what the files of a log say.
 type loaded struct {
-	live   []*segment // ascending
-	dead   []*segment // hold nothing that counts; oldest first
-	unused []*segment // no batch was ever written to them
+	live    []*segment // ascending
+	dead    []*segment // hold nothing that counts; oldest first
+	unused  []*segment // no batch was ever written to them
+	damaged []*segment // end before accepted damage
 
 	last      op.Pos
 	lastTime  int64
@@ -32,15 +33,16 @@ type found struct {
 	*segment
 	flaw   flaw
 	header batchHeader // of the last good batch
-	end    op.Pos      // after it
+	endPos op.Pos      // after it
 	time   int64       // of the last entry; 0: not known
 	begins []EpochStart
 }
 
 func (f *found) read() error {
 	var err error
+	f.begins = nil
 	f.flaw, err = f.scan(func(h *batchHeader, es []*op.Entry) {
-		f.header, f.end = *h, h.base
+		f.header, f.endPos = *h, h.base
 		if h.time > f.time {
 			f.time = h.time
 		}
@@ -51,22 +53,18 @@ func (f *found) read() error {
 					f.begins = append(f.begins, EpochStart{c.Pos(), c.Op.(*op.EpochBegin)})
 				}
 			}
-			f.end, f.time = e.Pos(), max(f.time, e.Time)
+			f.endPos, f.time = e.Pos(), max(f.time, e.Time)
 		}
 	})
 	return err
 }
 
-// load reads all segments of dir and puts them together. On error everything
-// is closed again.
-func load(fs fsys, dir string, write bool) (ld *loaded, err error) {
-	names, err := fs.List(dir)
-	if err != nil {
-		return nil, err
-	}
-	slices.Sort(names) // by number
+// load reads all segments of dir and puts them together. Damage that past
+// accepts (nil: none) ends the log's reach back. On error everything is closed
+// again.
+func load(fs fsys, dir string, write bool, past func(*DamageError) bool) (ld *loaded, err error) {
 	ld = &loaded{}
-	var all []*found
+	all, err := readAll(fs, dir, write)
 	defer func() {
 		if err != nil {
 			for _, f := range all {
@@ -74,7 +72,47 @@ func load(fs fsys, dir string, write bool) (ld *loaded, err error) {
 			}
 		}
 	}()
-	var spare []*found
+	if err != nil {
+		return nil, err
+	}
+	var used, spare []*found
+	for _, f := range all {
+		ld.maxNum = f.num
+		if f.segment.end > page || f.flaw.next != 0 {
+			used = append(used, f)
+		} else {
+			spare = append(spare, f)
+		}
+	}
+	live, d := ld.stitch(used)
+	for d != nil && past != nil && past(d.DamageError) {
+		i := slices.Index(used, d.good)
+		for _, f := range used[:i] {
+			ld.damaged = append(ld.damaged, f.segment)
+		}
+		used = used[i:]
+		if d.good.start = d.at; d.at > page {
+			if err := d.good.read(); err != nil {
+				return nil, err
+			}
+		}
+		live, d = ld.stitch(used)
+	}
+	if d != nil {
+		return nil, d.DamageError
+	}
+	ld.finish(live, spare)
+	return ld, nil
+}
+
+// readAll reads all segments of dir, in order. It returns those that it has
+// opened, on error too.
+func readAll(fs fsys, dir string, write bool) (all []*found, err error) {
+	names, err := fs.List(dir)
+	if err != nil {
+		return nil, err
+	}
+	slices.Sort(names) // by number
 	for _, name := range names {
 		if _, _, ok := parseSegmentName(name); !ok {
 			continue
@@ -84,59 +122,58 @@ func load(fs fsys, dir string, write bool) (ld *loaded, err error) {
 			continue // trimmed by the process that has the log open
 		}
 		if err != nil {
-			return nil, err
+			return all, err
 		}
 		f := &found{segment: s}
 		all = append(all, f)
 		if err := f.read(); err != nil {
-			return nil, err
-		}
-		ld.maxNum = s.num
-	}
-	used := make([]*found, 0, len(all))
-	for _, f := range all {
-		if f.segment.end > page {
-			used = append(used, f)
-		} else {
-			spare = append(spare, f)
+			return all, err
 		}
 	}
-	live, err := ld.stitch(used)
-	if err != nil {
-		return nil, err
-	}
-	return ld, ld.finish(live, spare)
+	return all, nil
+}
+
+// damage is a DamageError, and where the log is good again.
+type damage struct {
+	*DamageError
+	good *found
+	at   int64
 }
 
 // stitch decides which entries of which segment count. Later segments prove
 // that what they continue had been durable.
-func (ld *loaded) stitch(used []*found) (live []*found, err error) {
-	var next *found // the live segment after f
-	for _, f := range slices.Backward(used) {
+func (ld *loaded) stitch(used []*found) (live []*found, d *damage) {
+	ld.dead = nil
+	var next *found    // the live segment after f
+	var skipped *found // between them, its beginning damaged
+	for i, f := range slices.Backward(used) {
 		switch {
 		case next == nil:
 			if f.flaw.next != 0 {
-				return nil, f.damage(f.flaw.next)
+				from := f.last + 1
+				if f.end == f.start && i > 0 {
+					from = used[i-1].last + 1
+				}
+				return nil, &damage{f.damaged(from, f.flaw.next), f, f.flaw.nextAt}
 			}
-		case next.reset, next.restart && f.first() > next.base.Seq:
+		case next.reset, next.restart && f.first() > next.base.Seq, f.end == f.start && i > 0:
+			// Cut. Or its beginning is damaged: its neighbours say whether it matters.
+			if f.end == f.start {
+				skipped = f
+			}
 			ld.dead = append(ld.dead, f.segment)
 			next.reset = next.reset || f.reset
 			continue
+		case f.last < next.base.Seq && skipped != nil:
+			return nil, &damage{skipped.damaged(f.last+1, skipped.flaw.next), skipped, skipped.flaw.nextAt}
+		case f.last < next.base.Seq && f.flaw.next != 0:
+			return nil, &damage{f.damaged(f.last+1, f.flaw.next), f, f.flaw.nextAt}
 		case f.last < next.base.Seq:
-			return nil, f.damage(next.first())
-		case f.last > next.base.Seq && !next.restart:
-			return nil, &DamageError{Path: next.path, Offset: page, From: next.first(), Next: f.last + 1, Err: errOrder}
-		default:
-			f.last = next.base.Seq
-			pos, err := f.posAt(f.last)
-			if err != nil {
-				return nil, err
-			}
-			if pos != next.base {
-				return nil, &DamageError{Path: next.path, Offset: page, From: next.first(), Next: next.first() + 1, Err: errOrder}
-			}
+			return nil, &damage{f.damaged(f.last+1, next.first()), next, next.start}
+		case !f.endAt(next):
+			return nil, &damage{&DamageError{Path: next.path, Offset: next.start, From: next.first(), Next: next.first() + 1, Err: errOrder}, next, next.start}
 		}
-		next = f
+		next, skipped = f, nil
 		live = append(live, f)
 	}
 	slices.Reverse(live)
@@ -146,12 +183,23 @@ func (ld *loaded) stitch(used []*found) (live []*found, err error) {
 
 var errOrder = errors.New("segments do not continue each other")
 
-func (f *found) damage(next uint64) error {
-	return &DamageError{Path: f.path, Offset: f.flaw.off, From: f.last + 1, Next: max(next, f.last+2), Err: f.flaw.err}
+// endAt cuts f down to what next continues; false if it does not continue f.
+func (f *found) endAt(next *found) bool {
+	if f.last > next.base.Seq && !next.restart {
+		return false
+	}
+	f.last = next.base.Seq
+	pos, err := f.posAt(f.last)
+	return err == nil && pos == next.base
+}
+
+func (f *found) damaged(from, next uint64) *DamageError {
+	return &DamageError{Path: f.path, Offset: f.flaw.off, From: from, Next: next, Err: f.flaw.err}
 }
 
 // finish takes the sum of the live segments.
-func (ld *loaded) finish(live, spare []*found) error {
+func (ld *loaded) finish(live, spare []*found) {
+	var torn []*found
 	for _, f := range live {
 		ld.live = append(ld.live, f.segment)
 		for _, b := range f.begins {
@@ -161,31 +209,22 @@ func (ld *loaded) finish(live, spare []*found) error {
 		}
 		ld.committed = max(ld.committed, f.header.committed)
 	}
-	var newest *found
 	if len(live) > 0 {
-		newest = live[len(live)-1]
-		ld.last, ld.lastTime = newest.end, newest.time
+		newest := live[len(live)-1]
+		ld.last, ld.lastTime = newest.endPos, newest.time
 		ld.durable = min(newest.header.durable, ld.last.Seq)
 		ld.committed = min(ld.committed, ld.last.Seq)
-		ld.torn = newest.segment
-		ld.tornAt, ld.tornLen = newest.flaw.off, newest.flaw.extent
+		torn = append(torn, newest)
 	}
 	for _, f := range spare {
 		ld.unused = append(ld.unused, f.segment)
-		if newest != nil && f.num < newest.num {
-			continue
-		}
-		if f.flaw.next != 0 {
-			return &DamageError{Path: f.path, Offset: f.flaw.off, From: ld.last.Seq + 1, Next: max(f.flaw.next, ld.last.Seq+2), Err: f.flaw.err}
-		}
+		torn = append(torn, f)
+	}
+	for _, f := range torn {
 		if f.flaw.extent > 0 {
 			ld.torn, ld.tornAt, ld.tornLen = f.segment, f.flaw.off, f.flaw.extent
 		}
 	}
-	if ld.tornLen == 0 {
-		ld.torn = nil
-	}
-	return nil
 }
 
 // posAt returns the point in history at seq, which s holds or starts after.
@@ -205,7 +244,7 @@ func (s *segment) posAt(seq uint64) (op.Pos, error) {
 }
 
 func (ld *loaded) close() {
-	for _, set := range [][]*segment{ld.live, ld.dead, ld.unused} {
+	for _, set := range [][]*segment{ld.live, ld.dead, ld.unused, ld.damaged} {
 		for _, s := range set {
 			s.f.Close()
 		}
@@ -216,7 +255,7 @@ func (ld *loaded) close() {
 // is left) of the log in dir, which it neither changes nor locks. It ends with
 // fn's first error, a *TrimmedError, or a *DamageError.
 func Scan(dir string, from uint64, fn func(*op.Entry) error) error {
-	ld, err := load(osFS{}, dir, false)
+	ld, err := load(osFS{}, dir, false, nil)
 	if err != nil {
 		return fmt.Errorf("scan log: %w", err)
 	}
@@ -260,7 +299,7 @@ func scanFile(fs fsys, path string, fn func(*op.Entry) error) error {
 		return err
 	}
 	defer f.Close()
-	s := &segment{path: path, f: f}
+	s := &segment{path: path, f: f, start: page}
 	if s.num, s.id, err = decodeSegmentHeader(f); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}

@@ -65,6 +65,13 @@ func Open(dir string, o Options) (*Log, error) {
 
 func (l *Log) open() error {
 	var err error
+	if past := l.o.PastDamage; past != nil {
+		l.o.PastDamage = func(d *DamageError) bool {
+			ok := past(d)
+			l.log.Error("log damaged", "path", d.Path, "offset", d.Offset, "from", d.From, "next", d.Next, "given_up", ok, "err", d.Err)
+			return ok
+		}
+	}
 	if l.sealed, err = readSeal(l.fs, l.dir); err != nil {
 		return err
 	}
@@ -72,7 +79,7 @@ func (l *Log) open() error {
 	if err := l.sweep(); err != nil {
 		return err
 	}
-	ld, err := load(l.fs, l.dir, true)
+	ld, err := load(l.fs, l.dir, true, l.o.PastDamage)
 	if err != nil {
 		return err
 	}
@@ -131,6 +138,14 @@ func (l *Log) adopt(ld *loaded) error {
 			baseTime = 0 // the tail has later ones
 		}
 	}
+	for _, s := range ld.damaged {
+		s.f.Close()
+		if err := l.fs.Rename(s.path, s.path+".damaged"); err != nil {
+			return fmt.Errorf("put a damaged segment aside: %w", err)
+		}
+		l.log.Error("put a damaged segment of the log aside", "path", s.path+".damaged")
+	}
+	ld.damaged = nil
 	for _, s := range ld.unused {
 		s.f.Close()
 		l.pool = append(l.pool, poolFile{s.path, s.size})

@@ -70,13 +70,13 @@ func (e *TrimmedError) Error() string {
 type DamageError struct {
 	Path   string // of the segment
 	Offset int64  // of the first bad batch
-	From   uint64 // first entry that is lost
-	Next   uint64 // first entry after it that is proven to have been there
+	From   uint64 // first entry that is lost; those that had been trimmed may count
+	Next   uint64 // first entry after the damage; From if no entry is lost
 	Err    error  // what is wrong with it; may be nil
 }
 
 func (e *DamageError) Error() string {
-	s := fmt.Sprintf("log damaged: %s at %d: seq %d to %d", e.Path, e.Offset, e.From, e.Next-1)
+	s := fmt.Sprintf("log damaged: %s at %d: seq %d up to %d", e.Path, e.Offset, e.From, e.Next)
 	if e.Err != nil {
 		s += ": " + e.Err.Error()
 	}
@@ -93,6 +93,11 @@ type Options struct {
 	Logger         *slog.Logger      // nil discards
 	Reserve        func(int64) error // asked by Log.Reserve whether the disks have room; nil: always
 	OnFault        func(error)       // called once, in its own goroutine; may be nil
+	// PastDamage is asked by Open about damage in the middle of the log. If it
+	// says yes, because the slot needs no entry before Next, and a peer that does
+	// can be resynced, the log begins at Next; segments before that are put
+	// aside under another name. nil: no.
+	PastDamage func(*DamageError) bool
 
 	fs fsys // nil: the operating system's
 }

@@ -14,7 +14,7 @@ import (
 func (l *Log) makeSegment(num uint64, size int64) (*segment, error) {
 	size = roundUp(max(size, 2*page))
 	id := newSegmentID()
-	s := &segment{num: num, id: id, size: size, end: page, path: filepath.Join(l.dir, segmentName(num, id))}
+	s := &segment{num: num, id: id, size: size, start: page, end: page, path: filepath.Join(l.dir, segmentName(num, id))}
 	path := l.takeFromPool(size)
 	if path != "" {
 		err := l.reuse(s, path)

@@ -155,6 +155,7 @@ type segment struct {
 	f    file
 	size int64 // of the file
 
+	start   int64  // where the first batch is: page, or after damage that was accepted
 	end     int64  // where the next batch goes
 	base    op.Pos // before the first entry
 	last    uint64 // the last entry that counts; base.Seq if there is none
@@ -167,7 +168,7 @@ func (s *segment) first() uint64 { return s.base.Seq + 1 }
 
 // note records a batch that stands at off.
 func (s *segment) note(h *batchHeader, off int64) {
-	if off == page {
+	if off == s.start {
 		s.base, s.restart, s.reset = h.base, h.restart, h.reset
 		s.last = h.base.Seq
 	}
@@ -182,7 +183,7 @@ func (s *segment) note(h *batchHeader, off int64) {
 func (s *segment) placeOf(seq uint64) int64 {
 	i := sort.Search(len(s.places), func(i int) bool { return s.places[i].first > seq })
 	if i == 0 {
-		return page
+		return s.start
 	}
 	return s.places[i-1].off
 }
@@ -285,7 +286,8 @@ type flaw struct {
 	off    int64
 	err    error
 	extent int64  // of the batch whose header is good but not its entries; 0: no header
-	next   uint64 // first seq of a good header further on in the segment; 0: none
+	next   uint64 // first seq of the next good header in the segment; 0: none
+	nextAt int64  // where that is
 }
 
 // scan reads the whole segment, sets what it holds, and calls fn for every
@@ -293,12 +295,12 @@ type flaw struct {
 func (s *segment) scan(fn func(h *batchHeader, es []*op.Entry)) (fl flaw, err error) {
 	w := &window{r: s.f, size: s.size, step: 256 << 10}
 	var end op.Pos
-	s.end, s.places = page, nil
+	s.end, s.places = s.start, nil
 	for {
 		var es []*op.Entry
 		h, body, err := batchAt(w, s.id, s.end)
 		headerOK := err == nil || errors.Is(err, errBody)
-		if err == nil && s.end > page && (h.base.Seq != end.Seq || h.base.Chain != end.Chain) {
+		if err == nil && s.end > s.start && (h.base.Seq != end.Seq || h.base.Chain != end.Chain) {
 			err = errBody
 		}
 		if err == nil {
@@ -322,7 +324,7 @@ func (s *segment) scan(fn func(h *batchHeader, es []*op.Entry)) (fl flaw, err er
 		if headerOK {
 			fl.extent = h.extent()
 		}
-		fl.next, err = s.search(w, s.end+page, s.last+1)
+		fl.next, fl.nextAt, err = s.search(w, s.end+page)
 		return fl, err
 	}
 }
@@ -370,20 +372,19 @@ func (s *segment) walk(off int64, from, last uint64, fn func(e *op.Entry, off in
 	return nil
 }
 
-// search looks for a batch header of this segment from off on, for entries
-// after the bad ones or for a batch that knows them to be durable.
-func (s *segment) search(w *window, off int64, bad uint64) (uint64, error) {
+// search looks for a batch header of this segment from off on.
+func (s *segment) search(w *window, off int64) (first uint64, at int64, err error) {
 	for ; off < s.size; off += page {
 		b, err := w.at(off, batchHeaderSize)
 		if err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		var h batchHeader
 		if h.decode(b, s.id, off) == nil {
-			return max(h.first, bad+1), nil
+			return h.first, off, nil
 		}
 	}
-	return 0, nil
+	return 0, 0, nil
 }
 
 // openSegment opens a file of the log by its name.
@@ -392,7 +393,7 @@ func openSegment(fs fsys, dir, name string, write bool) (*segment, error) {
 	if !ok {
 		return nil, fmt.Errorf("segment name %q: %w", name, op.ErrCorrupt)
 	}
-	s := &segment{num: num, id: id, path: filepath.Join(dir, name)}
+	s := &segment{num: num, id: id, path: filepath.Join(dir, name), start: page}
 	var err error
 	if s.f, err = fs.Open(s.path, write); err != nil {
 		return nil, err
