@@ -64,6 +64,7 @@ func flip(t *testing.T, name string, at int64) {
 func TestRottenByte(t *testing.T) {
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)
+	f.expect("damaged content", "checksum of block")
 	must(t, f.StartPair())
 	n1, n2 := f.Nodes[0], f.Nodes[1]
 	messages := map[string][]byte{}

@@ -24,6 +24,7 @@ var provoked = []string{
 	"node does not answer",      // says gossip
 	"removing the mount that a killed process left",
 	"one copy left", // the replica was dropped
+	"tls handshake", // the peer died in the middle of it
 }
 
 // rounds is how often the crash tests crash.

@@ -36,7 +36,7 @@ func (f *fixture) tells(n *cluster.Node, text string) {
 		if !strings.Contains(strings.Join(all, "\n"), text) {
 			return errors.New("status has " + strings.Join(all, "; "))
 		}
-		if !strings.Contains(log, text) {
+		if !strings.Contains(strings.ReplaceAll(log, `\"`, `"`), text) {
 			return errors.New("it is in the status, but not in the log")
 		}
 		return nil

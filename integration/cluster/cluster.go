@@ -175,11 +175,16 @@ func (c *Cluster) StartPair() error {
 	return c.WaitInSync()
 }
 
-// Stop stops all nodes that run, replicas first, so that no primary sees one
-// disappear and reports it.
+// Stop stops all nodes that run, replicas first, so that every entry has a
+// slot to go to until the primary itself goes.
 func (c *Cluster) Stop() error {
 	var errs []error
 	primary := c.primary()
+	for _, n := range c.Nodes {
+		if info, err := os.Stat(n.log); err == nil && n.ending == 0 {
+			n.ending = info.Size()
+		}
+	}
 	for _, n := range c.Nodes {
 		if n != primary {
 			errs = append(errs, n.Stop())
