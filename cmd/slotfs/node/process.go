@@ -41,6 +41,15 @@ func withUmask(mask int, f func() error) error {
 	return f()
 }
 
+// monotonic is CLOCK_MONOTONIC in microseconds.
+func monotonic() int64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		return 0
+	}
+	return ts.Nano() / 1000
+}
+
 func fileSystemSize(dir string) (int64, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {

@@ -1,8 +1,11 @@
 package node
 
 import (
+	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/coreos/go-systemd/v22/daemon"
 
 	"slotfs/cmd/slotfs/config"
 )
@@ -10,6 +13,9 @@ import (
 // reload reads the config again and applies what can be applied. A config
 // that is refused changes nothing.
 func (n *Node) reload() {
+	// For Type=notify-reload, sd_notify(3).
+	n.notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, monotonic()))
+	defer n.notify(daemon.SdNotifyReady)
 	next, err := config.Parse(n.Config.Path)
 	if err != nil {
 		n.Log.Error("config not reloaded", "err", err)
