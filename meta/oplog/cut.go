@@ -208,7 +208,7 @@ func (l *Log) restart(base op.Pos, reset bool) error {
 		h.committed = base.Seq
 	}
 	l.mu.Unlock()
-	s, err := l.startSegment(&h, nil)
+	s, err := l.startSegment(&h, nil, firstSegment)
 	if err != nil {
 		return err
 	}

@@ -337,9 +337,10 @@ func FuzzSegment(f *testing.F) {
 		f.Add(b[page:min(len(b), 8*page)], true)
 		f.Add(b[page:min(len(b), 8*page)], false)
 	}
-	name := segmentName(1, 2)
+	dir = f.TempDir()
+	path := filepath.Join(dir, segmentName(1, 2))
 	f.Fuzz(func(t *testing.T, b []byte, good bool) {
-		dir := t.TempDir()
+		fs := newCrashFS(rand.New(rand.NewPCG(1, 1)))
 		b = append(make([]byte, page), b...)
 		if good {
 			// The header is as its place demands: so the fuzzer gets past it.
@@ -350,19 +351,16 @@ func FuzzSegment(f *testing.F) {
 				}
 			}
 		}
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, b, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		fs.names[path] = &crashFile{cur: b, disk: b, dirty: map[int64]bool{}}
 		var last *op.Entry
-		err := Scan(dir, 0, func(e *op.Entry) error {
+		err := scanDir(fs, dir, 0, func(e *op.Entry) error {
 			if last != nil && (e.Seq != last.Seq+1 || e.Before != last.After) {
 				t.Fatalf("%v after %v", e.Pos(), last.Pos())
 			}
 			last = e
 			return nil
 		})
-		l, err2 := Open(dir, Options{SegmentSize: 32 << 10})
+		l, err2 := Open(dir, Options{SegmentSize: 32 << 10, fs: fs})
 		if (err == nil) != (err2 == nil) {
 			t.Fatalf("Scan: %v; Open: %v", err, err2)
 		}

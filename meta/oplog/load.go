@@ -255,7 +255,11 @@ func (ld *loaded) close() {
 // is left) of the log in dir, which it neither changes nor locks. It ends with
 // fn's first error, a *TrimmedError, or a *DamageError.
 func Scan(dir string, from uint64, fn func(*op.Entry) error) error {
-	ld, err := load(osFS{}, dir, false, nil)
+	return scanDir(osFS{}, dir, from, fn)
+}
+
+func scanDir(fs fsys, dir string, from uint64, fn func(*op.Entry) error) error {
+	ld, err := load(fs, dir, false, nil)
 	if err != nil {
 		return fmt.Errorf("scan log: %w", err)
 	}

@@ -155,7 +155,13 @@ func (l *Log) adopt(ld *loaded) error {
 	l.nextSeg = ld.maxNum + 1
 	segs, dead := retain(ld.live, base.Seq)
 	h.reset = len(segs) == 0
-	s, err := l.startSegment(&h, tail)
+	s, err := l.startSegment(&h, tail, firstSegment)
+	if errors.Is(err, ErrNoSpace) && len(segs) > 0 {
+		// The unused rest of the segment so far is room enough.
+		if err = shrink(segs[len(segs)-1]); err == nil {
+			s, err = l.startSegment(&h, tail, 0)
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -191,9 +197,10 @@ func (l *Log) adopt(ld *loaded) error {
 }
 
 // startSegment makes a segment whose first batch, durable on return, replaces
-// everything that earlier segments hold after h.base.
-func (l *Log) startSegment(h *batchHeader, tail []*op.Entry) (*segment, error) {
-	h.first, h.count, h.chain = h.base.Seq+1, uint32(len(tail)), h.base.Chain
+// everything that earlier segments hold after h.base. It has room for that and
+// at least size bytes.
+func (l *Log) startSegment(h *batchHeader, tail []*op.Entry, size int64) (*segment, error) {
+	h.first, h.count, h.bytes, h.chain = h.base.Seq+1, uint32(len(tail)), 0, h.base.Chain
 	for _, e := range tail {
 		h.bytes += uint32(len(e.Raw))
 		h.chain = e.After
@@ -202,7 +209,7 @@ func (l *Log) startSegment(h *batchHeader, tail []*op.Entry) (*segment, error) {
 	num := l.nextSeg
 	l.nextSeg++
 	l.mu.Unlock()
-	s, err := l.makeSegment(num, max(min(firstSegment, l.o.SegmentSize), page+h.extent()))
+	s, err := l.makeSegment(num, max(min(size, l.o.SegmentSize), page+h.extent()))
 	if err != nil {
 		return nil, err
 	}
