@@ -142,18 +142,43 @@ func setMtime(path string, ns int64) error {
 	return nil
 }
 
-// differences lists what stat and xattrs of path have otherwise than in.
-func differences(path string, in *Inode) ([]string, error) {
+// differences lists what path has otherwise than in, mark included.
+func differences(path string, in *Inode) ([]attributeDiff, error) {
+	diffs, err := attributeDiffs(path, in)
+	if err != nil {
+		return nil, err
+	}
+	if m, err := readMark(path); err != nil || m != markOf(in) {
+		diffs = append(diffs, attributeDiff{text: fmt.Sprintf("%s is %+v (%v)", markName, m, err)})
+	}
+	return diffs, nil
+}
+
+// attributeDiff is one attribute that differs.
+type attributeDiff struct {
+	text  string
+	wrong bool // it is not even that kind of object
+}
+
+// inv is the invariant that it breaks.
+func (d attributeDiff) inv() int {
+	if d.wrong {
+		return InvName
+	}
+	return InvAttributes
+}
+
+// attributeDiffs lists what stat and xattrs of path have otherwise than in.
+func attributeDiffs(path string, in *Inode) (diffs []attributeDiff, err error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
 		return nil, &os.PathError{Op: "lstat", Path: path, Err: err}
 	}
-	var diffs []string
 	add := func(what string, have, want any) {
-		diffs = append(diffs, fmt.Sprintf("%s is %v, should be %v", what, have, want))
+		diffs = append(diffs, attributeDiff{text: fmt.Sprintf("%s is %v, should be %v", what, have, want)})
 	}
 	if st.Mode&typeMask != in.Type() {
-		add("type", fmt.Sprintf("%o", st.Mode&typeMask), fmt.Sprintf("%o", in.Type()))
+		return []attributeDiff{{text: fmt.Sprintf("type is %o, should be %o", st.Mode&typeMask, in.Type()), wrong: true}}, nil
 	}
 	if st.Mode&permMask != in.Mode&permMask && in.Type() != typeSymlink {
 		add("mode", fmt.Sprintf("%04o", st.Mode&permMask), fmt.Sprintf("%04o", in.Mode&permMask))
@@ -170,17 +195,26 @@ func differences(path string, in *Inode) ([]string, error) {
 	if !in.IsDir() && uint32(st.Nlink) != in.Nlink {
 		add("nlink", st.Nlink, in.Nlink)
 	}
+	if in.Type() == typeSymlink {
+		if have, err := os.Readlink(path); err != nil || have != in.Target {
+			add("target", have, in.Target)
+		}
+	}
 	have, err := readXattrs(path)
 	if err != nil {
 		return nil, err
 	}
-	if !maps.EqualFunc(have, in.Xattr, bytes.Equal) {
-		add("xattrs", slices.Sorted(maps.Keys(have)), slices.Sorted(maps.Keys(in.Xattr)))
+	for _, name := range slices.Sorted(maps.Keys(have)) {
+		if want, ok := in.Xattr[name]; !ok {
+			add("xattr "+name, fmt.Sprintf("%q", have[name]), "absent")
+		} else if !bytes.Equal(have[name], want) {
+			add("xattr "+name, fmt.Sprintf("%q", have[name]), fmt.Sprintf("%q", want))
+		}
 	}
-	if m, err := readMark(path); err != nil {
-		diffs = append(diffs, err.Error())
-	} else if want := markOf(in); m != want {
-		add(markName, m, want)
+	for _, name := range slices.Sorted(maps.Keys(in.Xattr)) {
+		if _, ok := have[name]; !ok {
+			add("xattr "+name, "absent", fmt.Sprintf("%q", in.Xattr[name]))
+		}
 	}
 	return diffs, nil
 }

@@ -213,7 +213,9 @@ type Options struct {
 	// serves nothing until then.
 	Resync bool
 
-	hold func(step, path string) error // tests: asked before recovery changes anything on disk
+	alone bool                          // Recover: give up a resync, as nobody is there to go on with it
+	all   bool                          // Recover: take everything in the log for committed
+	hold  func(step, path string) error // tests: asked before recovery changes anything on disk
 }
 
 func (o Options) withDefaults() Options {

@@ -107,7 +107,7 @@ func rebuildOnce(t *testing.T, seed uint64, harm func(t *testing.T, dir string, 
 	}
 	harm(t, dir, rnd)
 	s = open()
-	if sum, _, err := s.ix.audit(t.Context()); err != nil || sum.Digest != s.Stats().Digest {
+	if sum, _, err := audit(t.Context(), s.ix); err != nil || sum.Digest != s.Stats().Digest {
 		t.Errorf("seed %d: index at %v: %v", seed, s.Stats().Pos, err)
 	}
 	follow(t, s, entries) // what was not known to be committed

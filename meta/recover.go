@@ -25,8 +25,8 @@ type recovery struct {
 	data      string
 	ix        *index
 	log       positionLog
-	last      uint64 // of the log
-	committed uint64 // K, as far as it is known
+	last      uint64              // of the log
+	committed uint64              // K, as far as it is known
 	store     func(StoreID) error // told of the store's id; may be nil
 	note      func(kind string, id op.ID, path, text string)
 	hold      func(step, path string) error

@@ -54,7 +54,7 @@ func (s *Slot) ResyncEnd(ctx context.Context) error {
 // proveIndex sweeps the index and compares it with the target. From here on it
 // has the state of the Snapshot.
 func (s *Slot) proveIndex(ctx context.Context, r *resyncing) error {
-	sum, reached, err := s.ix.audit(ctx)
+	sum, reached, err := audit(ctx, s.ix)
 	t := r.Target
 	if err == nil && (sum.Digest != t.Digest || sum.Objects != t.Objects || sum.Messages != t.Messages || sum.Bytes != t.Bytes) {
 		err = fmt.Errorf("%d objects with digest %v, the source has %d with %v", sum.Objects, sum.Digest, t.Objects, t.Digest)
@@ -76,7 +76,7 @@ func (s *Slot) proveIndex(ctx context.Context, r *resyncing) error {
 // audit goes through all that the root leads to, adds it up, and proves that
 // the records of the directories agree with it. Objects with several names are
 // counted once.
-func (x *index) audit(ctx context.Context) (sum state, reached map[op.ID]struct{}, err error) {
+func audit(ctx context.Context, x indexView) (sum state, reached map[op.ID]struct{}, err error) {
 	reached = map[op.ID]struct{}{}
 	todo := []op.ID{op.Root}
 	for len(todo) > 0 {
@@ -85,7 +85,7 @@ func (x *index) audit(ctx context.Context) (sum state, reached map[op.ID]struct{
 		}
 		id := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
-		subdirs, err := x.auditDir(id, &sum, reached)
+		subdirs, err := auditDir(x, id, &sum, reached)
 		if err != nil {
 			return sum, nil, fmt.Errorf("directory %d: %w", id, err)
 		}
@@ -95,7 +95,7 @@ func (x *index) audit(ctx context.Context) (sum state, reached map[op.ID]struct{
 }
 
 // auditDir adds up one directory and returns its directories.
-func (x *index) auditDir(id op.ID, sum *state, reached map[op.ID]struct{}) (subdirs []op.ID, err error) {
+func auditDir(x indexView, id op.ID, sum *state, reached map[op.ID]struct{}) (subdirs []op.ID, err error) {
 	dir, err := x.inode(id)
 	if errors.Is(err, ErrNotExist) && id == op.Root {
 		return nil, nil // a store without entries

@@ -62,6 +62,8 @@ type Slot struct {
 	resync   *resyncing         // the resync under way, nil if there is none
 	started  bool               // Start was called
 
+	recovered *ReconcileReport // what Open had to do
+
 	// admin is held by what needs the applier to stand still for a moment: a
 	// Snapshot's checkpoint, Check, the steps of a resync. Before mu.
 	admin sync.Mutex
@@ -285,12 +287,12 @@ func (s *Slot) Close() error {
 	if was {
 		return nil
 	}
+	s.cancel(ErrClosed) // ends waiting for disk space, and repairs
 	s.stopApplier()
 	var err error
-	if s.Faulted() == nil && !s.Resyncing() && s.space.forCheckpoint() {
+	if s.Faulted() == nil && !s.applier.torn && !s.Resyncing() && s.space.forCheckpoint() {
 		err = s.checkpoint()
 	}
-	s.cancel(ErrClosed)
 	s.work.Wait()
 	return errors.Join(err, s.closeFiles())
 }

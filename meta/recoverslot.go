@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -24,15 +25,18 @@ func (s *Slot) recover() error {
 	case r == nil && s.identity.Unlocked != nil:
 		s.setResync(&resyncing{file: filepath.Join(s.dir, fileResync), resyncMarker: resyncMarker{
 			Phase: phaseCollect, Common: math.MaxUint64, Started: time.Now(), Distrust: true,
+			Local: s.ix.current().Messages,
 		}})
 		return nil
 	case r == nil:
 	case r.Phase == phasePlace:
 		return s.finishResync(r)
+	case s.opt.alone:
+		return s.giveUpResync(r)
 	default:
 		return nil
 	}
-	return s.recoverTo(s.Log.RecoveredCommitted())
+	return s.recoverTo(s.committed())
 }
 
 // recoverTo is recover with another end.
@@ -49,6 +53,7 @@ func (s *Slot) recoverTo(committed uint64) error {
 	if err != nil {
 		return fmt.Errorf("recover %s: %w", s.dir, err)
 	}
+	s.recovered = report
 	if text := report.summary(); text != "" {
 		s.Events.Add(Event{Kind: EventRecovery, Text: fmt.Sprintf("%s, in %v", text, time.Since(begun).Round(time.Millisecond))})
 	}
@@ -67,6 +72,9 @@ var ErrUnlocked = errors.New("unlocked for use without slotfs")
 func checkUnlocked(file string, id Identity, o Options) error {
 	if id.Unlocked == nil || o.Resync {
 		return nil
+	}
+	if _, err := os.Lstat(filepath.Join(filepath.Dir(file), fileResync)); err == nil {
+		return nil // it is being filled again
 	}
 	return &DataError{File: file, Reason: ErrUnlocked,
 		Detail: fmt.Sprintf("by 'slotfs recover --unlock' on %s", id.Unlocked.Format(time.DateTime)),
