@@ -423,7 +423,8 @@ func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 		},
 		size:  size,
 		quiet: !zero,
-		strip: true, // the kernel asks for it in every fallocate(2) by leaving it to us
+		// The kernel does not say; only root has CAP_FSETID as a rule.
+		strip: in.Uid != 0,
 	})
 	if err == nil {
 		err = f.await(w)

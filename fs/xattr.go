@@ -121,7 +121,10 @@ func (f *FS) mayXattr(name string) error {
 		return nil
 	}
 	for _, prefix := range []string{"user.", "trusted.", "security."} {
-		if strings.HasPrefix(name, prefix) && len(name) > len(prefix) {
+		if name == prefix {
+			return syscall.EINVAL
+		}
+		if strings.HasPrefix(name, prefix) {
 			return nil
 		}
 	}
