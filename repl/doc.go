@@ -1,3 +1,102 @@
-// Package repl replicates a store: roles, the stream of entries, resync, and
-// the fetching of good content for repair.
+// Package repl replicates a store: it decides which slot is primary, streams
+// the primary's entries to the others, brings back slots that were away, and
+// fetches good content for repair.
+//
+// A Member is one slot's part. A Server is a node's listener, for all of its
+// members. What decides is the machine (role*.go): pure, events and the time
+// in, effects out; its scenarios are text files in testdata/. The Member drives
+// it: one loop, which never waits for the network.
+//
+// # Guarantees
+//
+//   - An entry is committed when it is durable here and on every other member of
+//     the in-sync set (oplog computes that, from Log.Lead and Log.Ack). A replica
+//     acknowledges an entry as received only after it has verified its frame,
+//     its place in the chain, and the content of a Put against its checksum.
+//   - The in-sync set changes by an EpochBegin entry of the primary only. A
+//     smaller set commits nothing before that entry is durable here.
+//   - On its path to primary a slot first stops following, and waits until that
+//     has ended: from then on it acknowledges nothing.
+//   - In register mode none, which is all that exists so far, a change of primary
+//     is an operator's command. No acknowledged entry is lost if the promoted
+//     slot is in the in-sync set and the old primary has not gone on alone;
+//     on_replica_loss = "stop" makes sure of the latter.
+//   - If two primaries were made independently there are two histories with one
+//     epoch number. Both sides say so and stay apart; neither gives up anything
+//     before an operator says which (Rejoin).
+//
+// # Path to primary
+//
+// Boot, promotion and force go the same way: ask all other slots what they are;
+// judge; stop following; fetch the longest tail from a member whose log extends
+// ours; seal; lead; append EpochBegin, epoch one above any that was heard of;
+// apply it; mount. The tail is fetched before the seal, where DESIGN has it
+// after: the seal refuses entries of the old epochs, and not following is seal
+// enough as long as nothing has been decided. Two slots on this path at one
+// time tell each other their intent when they ask, and one yields.
+//
+// A slot resumes by itself at boot if its last epoch names it primary, and it is
+// alone in the set, or every other member answers and knows no later epoch. A
+// slot that was demoted by an operator does not.
+//
+// # Re-entry into the in-sync set
+//
+// A replica's lag is within a window; commits wait for it, too (Log.Lead with
+// the old epoch and one peer more); everything acknowledged before that is
+// durable there; it notes durably that it may join epoch e+1; EpochBegin e+1.
+// If that takes too long commits wait for it no more, and it may try again
+// later. A slot with durability "local" never enters.
+//
+// # Rejoin
+//
+// A hello carries the epochs of the slot's history. Within one epoch there is
+// one primary and hence one sequence of entries, so the last common entry
+// follows from the two lists (history.meet). What the replica has beyond it is
+// cut and kept in rescue/, if it is not applied yet; otherwise the slot is
+// resynced. If the primary's log no longer reaches back, also.
+//
+// # Frames
+//
+// TLS 1.3 with certificates on both sides; the certificate's common name is the
+// node's name. Everything is big-endian.
+//
+//	 0  u32  length of the body
+//	 4  u8   type
+//	 5  u8   version of the frame format, now 1
+//	 6  u16  reserved, zero
+//	 8  u64  xxHash64 of bytes 0 to 7 and of the body; of an Entries frame only
+//	         of the body's first 16 bytes: each entry has checksums of its own
+//	16       body
+//
+// Bodies:
+//
+//	 1 Hello     JSON, first on each connection: purpose, who, history
+//	 2 Welcome   JSON, the grant
+//	 3 Refuse    JSON {code, text}; the connection ends
+//	 4 Entries   u64 committed, u64 wanted durable, entries as package op encodes them
+//	 5 Mark      u64 committed, u64 wanted durable
+//	 6 Ack       u64 received, u64 durable, u64 applied
+//	 7 Prepare   u64 epoch
+//	 8 Prepared  u64 epoch
+//	 9 Request   JSON question of a fetch or resync connection
+//	10 Reply     JSON answer
+//	11 Content   bytes of one content, at most 1 MiB; an empty one is the end
+//
+// # Stream
+//
+// The replica dials. The sender reads from the log, so that a slow replica costs
+// no memory; entries that somebody waits for go at once, others within a
+// millisecond or when there are 64. A replica acknowledges receipt when nothing
+// more has arrived, and durability when its log has it; it fsyncs when told that
+// somebody waits (wanted). It withholds acknowledgements while more than 64 MiB
+// are received and not applied. Marks and Acks also serve as signs of life, four
+// in each timeout.
+//
+// A connection's writes are gathered beneath TLS (corked): one system call for
+// all that is sent together.
+//
+// # Locks
+//
+// Member.noteMu, then Member.mu. following.ackMu and sender.ackMu are held while
+// sending or telling the log of one acknowledgement, never together with mu.
 package repl

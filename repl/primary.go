@@ -230,9 +230,9 @@ func (s *sender) run() error {
 	armed := false // delay runs
 	var told, hinted uint64
 	for {
-		appendedC, committedC, wantedC := log.Appended.Changed(), log.Committed.Changed(), log.Wanted.Changed()
+		appendedC, committedC, wantedC, awaitedC := log.Appended.Changed(), log.Committed.Changed(), log.Wanted.Changed(), log.Awaited.Changed()
 		appended, committed, wanted := log.Appended.Get(), log.Committed.Get(), log.Wanted.Get()
-		due := s.next <= appended && (wanted >= s.next || appended-s.next >= gatherEntries)
+		due := s.next <= appended && (max(wanted, log.Awaited.Get()) >= s.next || appended-s.next >= gatherEntries)
 		if due {
 			n, err := s.ship(committed, wanted)
 			if err != nil {
@@ -265,6 +265,7 @@ func (s *sender) run() error {
 		select {
 		case <-appendedC:
 		case <-wantedC:
+		case <-awaitedC:
 		case <-committedC:
 		case <-delay.C:
 			armed = false

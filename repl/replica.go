@@ -107,10 +107,7 @@ func (r *Member) judgeEnd(ctx context.Context, f *following, err error, e evFoll
 		e.diverged = fmt.Sprintf("entries from %s do not continue this slot's log: %v", f.peer.Node, fork)
 	case errors.Is(err, oplog.ErrFaulted) || r.faulted() != nil:
 		e.refused = true
-	case errors.Is(err, ErrWire), errors.Is(err, errContent), errors.Is(err, oplog.ErrSealed), errors.Is(err, oplog.ErrEpoch):
-		// Tell the other side before closing: it would only see us go.
-		f.l.deadline(time.Second)
-		_ = f.l.sendJSON(frameRefuse, refuse{CodeFailed, err.Error()})
+	case unacceptable(err):
 		e.refused = true
 	default:
 		e.refused = !f.joined
@@ -119,6 +116,12 @@ func (r *Member) judgeEnd(ctx context.Context, f *following, err error, e evFoll
 		r.fail(fmt.Errorf("follow the primary on %s: %w", f.peer.Node, err))
 	}
 	return e
+}
+
+// unacceptable is whether err is about what the primary sent.
+func unacceptable(err error) bool {
+	var fork *oplog.ForkError
+	return errors.Is(err, ErrWire) || errors.Is(err, errContent) || errors.Is(err, oplog.ErrSealed) || errors.Is(err, oplog.ErrEpoch) || errors.As(err, &fork)
 }
 
 var (
@@ -170,6 +173,10 @@ func (f *following) stream(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { f.acknowledge(ctx) })
 	err := f.receive(ctx)
+	if unacceptable(err) {
+		// Say so before closing: the other side would only see us go.
+		f.l.turnAway(CodeFailed, err.Error())
+	}
 	cancel()
 	f.l.close()
 	wg.Wait()

@@ -227,7 +227,9 @@ func (m *machine) think() {
 	case m.op != nil:
 		m.advance()
 	case m.role == Replica:
-		m.follow()
+		if m.follow(); m.op != nil {
+			m.advance()
+		}
 	case m.role == Primary:
 		m.look()
 	}

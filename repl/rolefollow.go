@@ -41,6 +41,7 @@ func (m *machine) follow() {
 		return
 	}
 	if best != nil {
+		m.said = ""
 		m.doing = "following " + m.label(best.slot)
 		if m.split != "" {
 			m.doing = "diverged"
@@ -56,6 +57,9 @@ func (m *machine) follow() {
 		m.askAll()
 	}
 	m.doing = "looking for the primary"
+	if m.said != "" && m.v.hist.last().Primary == m.self {
+		m.doing = m.said
+	}
 	if !m.v.hasStore {
 		m.doing = "waiting for the primary to fill this slot, or for \"slotfs promote\" to create the store"
 	}
@@ -150,7 +154,7 @@ func (m *machine) onRejoin(e evRejoin) {
 
 // superseded is whether a peer holds a later history that ours is a part of.
 func (m *machine) superseded(p *peer) bool {
-	if !p.info.hasStore || p.info.last.Epoch <= m.epoch {
+	if !p.info.hasStore || p.info.hist.last().Pos.Epoch <= m.epoch {
 		return false
 	}
 	if _, ok := m.v.hist.conflict(p.info.hist); ok {

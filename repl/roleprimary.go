@@ -90,7 +90,7 @@ func (m *machine) lost(p *peer) string {
 		return fmt.Sprintf("acknowledged nothing for %v", m.now.Sub(p.targetAt).Round(time.Millisecond))
 	case p.joined:
 		return ""
-	case p.refused.After(p.left):
+	case !p.refused.IsZero() && !p.refused.Before(p.left):
 		return "connection refused"
 	case m.now.Sub(p.left) > m.timeout:
 		return fmt.Sprintf("not connected for %v", m.now.Sub(p.left).Round(time.Millisecond))
@@ -130,16 +130,16 @@ func (m *machine) onBegun(evBegun) {
 		return
 	}
 	m.changes = false
-	if m.anyEntering() || m.owesRequire {
-		defer m.require()
-	}
-	m.owesRequire = false
 	for _, p := range m.peers {
 		if p.entry == entryBegin && m.isMember(p.slot) {
 			p.entry = entryNone
 			p.target, p.targetAt = m.v.last.Seq, m.now
 			m.event(false, "replica on %s is in sync again", m.label(p.slot))
 		}
+	}
+	if m.anyEntering() || m.owesRequire {
+		m.owesRequire = false
+		m.require()
 	}
 }
 

@@ -156,12 +156,15 @@ func (m *machine) judge() (from *peer, err error) {
 		if !last.has(p.slot) || !p.info.hasStore {
 			continue
 		}
-		_, v, _ := m.v.hist.meet(m.v.last, p.info.hist, p.info.last, false)
-		ahead := p.info.last.Seq > m.v.last.Seq
-		if v == vStream || ahead {
+		// Members are those whose log is the beginning of what this slot's will
+		// be. Others rejoin later, and cut or resync what is theirs alone.
+		_, mine, _ := m.v.hist.meet(m.v.last, p.info.hist, p.info.last, false)
+		_, its, _ := p.info.hist.meet(p.info.last, m.v.hist, m.v.last, false)
+		ahead := its == vStream && p.info.last.Seq > m.v.last.Seq
+		if mine == vStream || ahead {
 			o.members = append(o.members, p.slot)
 		}
-		if ahead && last.has(m.self) && (from == nil || p.info.last.Seq > from.info.last.Seq) {
+		if ahead && (from == nil || p.info.last.Seq > from.info.last.Seq) {
 			from = p
 		}
 	}
