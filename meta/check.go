@@ -291,16 +291,24 @@ func (s *Slot) checkDirNow(id op.ID, r *Report) ([]op.ID, error) {
 }
 
 func (s *Slot) checkDir(dir *Inode, path string, children []Child, r *Report) (subdirs []op.ID, err error) {
-	real := filepath.Join(s.dir, dirTree, path)
-	names, err := readNames(real, "")
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+	h, err := s.tree.dir(dir.ID, false)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return nil, nil // reported with the directory above
 	}
 	if err != nil {
 		return nil, err
 	}
+	defer h.release()
+	real := fmt.Sprintf("/proc/self/fd/%d", h.fd) // a path may be too long
+	names, err := readNames(real, "")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // removed while open
+	}
+	if err != nil {
+		return nil, err
+	}
 	if dir.ID == op.Root {
-		if err := s.compareObject(dir, real, path, r); err != nil {
+		if err := s.compareObject(dir, filepath.Join(s.dir, dirTree), path, r); err != nil {
 			return nil, err
 		}
 	}
@@ -368,12 +376,17 @@ func (s *Slot) compareLinks(n *Inode, real, path string, r *Report) error {
 	if err != nil {
 		return err
 	}
+	h, err := s.tree.dir(n.Names[0].Dir, false)
+	if err != nil {
+		return nil // reported there
+	}
+	defer h.release()
 	var here, first unix.Stat_t
 	if err := unix.Lstat(real, &here); err != nil {
 		return err
 	}
 	other := filepath.Join(dir, n.Names[0].Name)
-	if err := unix.Lstat(filepath.Join(s.dir, dirTree, other), &first); err != nil {
+	if err := unix.Fstatat(h.fd, n.Names[0].Name, &first, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return nil // reported there
 	}
 	if here.Ino != first.Ino {

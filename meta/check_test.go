@@ -54,7 +54,9 @@ var damageCases = []damageCase{
 			return os.WriteFile(filepath.Join(path, "stray"), []byte("?"), 0o600)
 		}},
 	{name: "mode", inv: InvAttributes, want: isMessage,
-		harm: func(_ *testing.T, _ *Slot, path string, n *Inode) error { return unix.Chmod(path, (n.Mode^0o111)&permMask) }},
+		harm: func(_ *testing.T, _ *Slot, path string, n *Inode) error {
+			return unix.Chmod(path, (n.Mode^0o111)&permMask)
+		}},
 	{name: "owner", inv: InvAttributes, want: isFile,
 		harm: func(_ *testing.T, _ *Slot, path string, _ *Inode) error { return os.Lchown(path, 77, 77) }},
 	{name: "mtime of a directory", inv: InvAttributes, want: func(n *Inode) bool { return n.IsDir() },

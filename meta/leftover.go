@@ -3,7 +3,6 @@ package meta
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -259,11 +258,8 @@ func (r *reconciler) quarantine(n *node, why string) error {
 	if err := r.step("quarantine", path); err != nil {
 		return err
 	}
-	rel, err := filepath.Rel(r.data, path)
-	if err != nil {
-		rel = path
-	}
-	kept, err := setAside(r.data, rel, QuarantineRecord{ID: n.id, Reason: why})
+	rel := n.shown()
+	kept, err := setAsideAs(r.data, path, rel, QuarantineRecord{ID: n.id, Reason: why})
 	if err != nil {
 		return err
 	}

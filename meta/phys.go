@@ -26,13 +26,55 @@ type node struct {
 	settled bool             // it is where the index wants it
 	moved   bool             // reconcile made or moved it
 	adopted bool             // id was concluded from the log: the xattr is missing
+
+	fd int // of a directory very far down, to name it by; 0: not open
 }
 
+// pathMax is how long paths may get. The kernel takes 4095 bytes, and a tree
+// can be deeper.
+const pathMax = 2000
+
+// path is what to call n in system calls.
 func (n *node) path() string {
 	if n.parent == nil {
 		return n.name
 	}
-	return filepath.Join(n.parent.path(), n.name)
+	return filepath.Join(n.parent.prefix(), n.name)
+}
+
+// prefix is the beginning of the paths of what is in n.
+func (n *node) prefix() string {
+	if n.fd == 0 {
+		path := n.path()
+		if len(path) <= pathMax {
+			return path
+		}
+		fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return path
+		}
+		n.fd = fd
+	}
+	return fmt.Sprintf("/proc/self/fd/%d", n.fd)
+}
+
+// shown is what to call n to people: the path in the data directory.
+func (n *node) shown() string {
+	if n.parent == nil || n.parent.parent == nil {
+		return n.name
+	}
+	return filepath.Join(n.parent.shown(), n.name)
+}
+
+// close gives up descriptors below n.
+func (n *node) close() {
+	if n.fd != 0 {
+		unix.Close(n.fd)
+		n.fd = 0
+	}
+	for _, k := range n.kids {
+		k.close()
+	}
 }
 
 func (n *node) typ() uint32     { return n.stat.Mode & typeMask }

@@ -27,11 +27,15 @@ type QuarantineRecord struct {
 	Have   *op.Sum   `json:"have,omitempty"` // what it is
 }
 
-// setAside moves path, relative to the data directory, into quarantine/ with
-// a record, and returns what it is called there. Time, From, Size and Have are
-// filled in.
+// setAside moves path, relative to the data directory, into quarantine/ with a
+// record, and returns what it is called there.
 func setAside(data, path string, rec QuarantineRecord) (string, error) {
-	from := filepath.Join(data, path)
+	return setAsideAs(data, filepath.Join(data, path), path, rec)
+}
+
+// setAsideAs moves from, which is shown as path, into quarantine/ with a record,
+// and returns what it is called there. Time, From, Size and Have are filled in.
+func setAsideAs(data, from, path string, rec QuarantineRecord) (string, error) {
 	st, err := os.Lstat(from)
 	if err != nil {
 		return "", err

@@ -86,6 +86,14 @@ func (b *rebuilder) scanAll() error {
 
 // scan goes through a directory of the tree; dir is 0 where names do not count.
 func (b *rebuilder) scan(path string, dir op.ID) error {
+	if len(path) > pathMax {
+		fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return &os.PathError{Op: "open", Path: path, Err: err}
+		}
+		defer unix.Close(fd)
+		path = fmt.Sprintf("/proc/self/fd/%d", fd)
+	}
 	list, err := os.ReadDir(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

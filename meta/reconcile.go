@@ -122,6 +122,11 @@ func newReconciler(data string, v indexView, log logReader, t *trail) *reconcile
 
 // run does it all, apart from making it durable.
 func (r *reconciler) run() (*ReconcileReport, error) {
+	defer func() {
+		if r.base != nil {
+			r.base.close()
+		}
+	}()
 	for _, phase := range []struct {
 		name string
 		do   func() error

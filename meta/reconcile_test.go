@@ -3,7 +3,10 @@ package meta
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"slotfs/meta/op"
 )
@@ -54,4 +57,58 @@ func TestReconcileFromNothing(t *testing.T) {
 			return
 		}
 	}
+}
+
+// A tree can be deeper than a path can be long.
+func TestReconcileDeep(t *testing.T) {
+	w := newWorld(t, 1)
+	dir := op.Root
+	name := strings.Repeat("deep", 60)
+	for range 20 {
+		dir = w.add(&op.Mkdir{Parent: dir, Name: name, Attr: w.attr(typeDir)})
+	}
+	data := []byte("at the bottom")
+	id := w.add(&op.Put{Parent: dir, Name: "m", Attr: w.attr(typeRegular), Sealed: true, Sum: op.SumOf(data), Data: data})
+	w.add(&op.Link{ID: id, Parent: dir, Name: "n"})
+	s := newSlot(t, filepath.Join(t.TempDir(), "data"), nil)
+	entries := rechain(w.log.entries[1:])
+	follow(t, s, entries)
+	checkClean(t, s)
+	want := s.Stats()
+	dataDir := s.dir
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(dataDir, dirIndex)); err != nil {
+		t.Fatal(err)
+	}
+	s = openSlot(t, dataDir, Options{})
+	if got := s.Stats(); got != want {
+		t.Errorf("%+v, should be %+v", got, want)
+	}
+	checkClean(t, s)
+	// Everything at the bottom is lost, and comes back.
+	h, err := s.tree.dir(dir, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"m", "n"} {
+		if err := unix.Unlinkat(h.fd, name, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.release()
+	if _, err := s.Check(t.Context(), CheckOptions{Repair: true}); err != nil {
+		t.Fatal(err)
+	}
+	checkClean(t, s)
+}
+
+// rechain makes a history of the same operations in the test's store.
+func rechain(entries []*op.Entry) []*op.Entry {
+	list := []*op.Entry{op.NewEntry(op.Pos{}, 1, 1, &op.EpochBegin{Epoch: 1, Store: testStore})}
+	for _, e := range entries {
+		list = append(list, op.NewEntry(list[len(list)-1].Pos(), 1, e.Time, e.Op))
+	}
+	return list
 }

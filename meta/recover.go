@@ -113,6 +113,9 @@ func (v *recovery) finish(t *trail, full bool) (*ReconcileReport, error) {
 		return nil, err
 	}
 	report.LogEntries = int(t.to - t.from)
+	if t.from == v.last && !report.changed() && !v.ix.changed() {
+		return report, nil // it was closed properly
+	}
 	if err := syncTree(v.data); err != nil {
 		return nil, err
 	}
@@ -142,6 +145,11 @@ func syncTree(data string) error {
 		return fmt.Errorf("syncfs tree: %w", err)
 	}
 	return d.Close()
+}
+
+// changed reports whether anything on disk was.
+func (r *ReconcileReport) changed() bool {
+	return r.Moved+r.Made+r.Rewritten+r.Trashed+r.Quarantined+r.Missing+r.Attributes > 0
 }
 
 // summary says in words what a recovery did; "" if there was nothing to do.
