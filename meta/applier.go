@@ -2,6 +2,7 @@ package meta
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -14,6 +15,10 @@ type applier struct {
 	mu     sync.Mutex // guards cancel and done
 	cancel context.CancelFunc
 	done   chan struct{}
+
+	// torn: Close interrupted an entry, which is in the index and not in the
+	// tree. Read when the goroutine has ended.
+	torn bool
 
 	// Of the goroutine alone.
 	checkpointAt time.Time     // when the last one began
@@ -38,7 +43,13 @@ func (s *Slot) startApplier() {
 	done := a.done
 	go func() {
 		defer close(done)
-		if err := s.applyAll(ctx); err != nil {
+		err := s.applyAll(ctx)
+		if errors.Is(context.Cause(s.ctx), ErrClosed) && err != nil {
+			a.torn = true
+			s.log.Warn("closed in the middle of an entry, which the next start applies", keyErr, err)
+			return
+		}
+		if err != nil {
 			s.Fault(err)
 		}
 	}()

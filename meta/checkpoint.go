@@ -39,11 +39,13 @@ func (s *Slot) maybeCheckpoint(ctx context.Context, due *time.Timer) error {
 			return nil
 		}
 	}
-	if !s.space.forCheckpoint() {
-		if full {
-			return s.space.wait(ctx, oplog.ErrNoSpace)
+	for !s.space.forCheckpoint() {
+		if !full {
+			return nil
 		}
-		return nil
+		if err := s.space.wait(ctx, oplog.ErrNoSpace); err != nil {
+			return nil // ctx has ended
+		}
 	}
 	a.checkpointAt = time.Now()
 	st, err := s.ix.freeze()
@@ -132,6 +134,7 @@ func (s *Slot) markOne(id op.ID, m mark) error {
 		return err
 	}
 	defer h.release()
+	m.Lost = h.lost.Load()
 	return s.tree.again(func() error { return unix.Fsetxattr(h.fd, markName, m.encode(), 0) })
 }
 

@@ -3,6 +3,7 @@ package meta
 import (
 	"container/list"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -28,6 +29,9 @@ type handle struct {
 	users int      // under cache.mu
 	gone  bool     // no longer in the cache: the last user closes it
 	elem  *list.Element
+
+	// lost: the mark says that the content is not on this slot (mark.Lost).
+	lost atomic.Bool
 }
 
 func newFDCache(max int) *fdCache {

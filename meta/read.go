@@ -81,6 +81,10 @@ func (s *Slot) ReadAt(ctx context.Context, id op.ID, p []byte, off int64) (int, 
 // errChanged: the content changed while it was being read; look again.
 var errChanged = errors.New("content changed while it was read")
 
+// errLost: recovery found no copy of a control file's content on this slot, and
+// there is no checksum to ask other slots with.
+var errLost = errors.New("the content is not on this slot: resync or restore it")
+
 // readPlain reads content without a checksum: that of a control file that has
 // changed lately.
 func (s *Slot) readPlain(n *Inode, p []byte, off int64) (int, error) {
@@ -92,6 +96,11 @@ func (s *Slot) readPlain(n *Inode, p []byte, off int64) (int, error) {
 		}
 	}
 	defer h.release()
+	if h.lost.Load() {
+		err := &DamagedError{ID: n.ID, Path: s.pathOf(n), Err: errLost}
+		s.suspect(n.ID, err.Path, err)
+		return 0, err
+	}
 	done, err := readAt(h.fd, p, off)
 	if err != nil {
 		return done, fmt.Errorf("read id %d: %w", n.ID, err)

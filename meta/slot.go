@@ -212,7 +212,7 @@ func (s *Slot) open() (err error) {
 	if s.tree, err = openTree(s.dir, s.ix, s.Events); err != nil {
 		return err
 	}
-	s.tree.wait, s.tree.ctx = s.space.wait, s.ctx
+	s.tree.wait, s.tree.over, s.tree.ctx = s.space.wait, s.space.over, s.ctx
 	if err := s.recover(); err != nil {
 		return err
 	}

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,6 +24,12 @@ type space struct {
 	reserve int64    // bytes; less than 0: none
 	events  *Events
 	full    atomic.Bool // was reported, and is not over
+
+	// mu guards a grant: as long as there is plenty, asking the file systems for
+	// every write (some twenty times per delivery) tells nothing new.
+	mu      sync.Mutex
+	granted int64     // bytes that may be given out without asking
+	until   time.Time // the grant ends
 }
 
 const (
@@ -32,6 +40,10 @@ const (
 	// included, in bytes.
 	checkpointNeeds = 128 << 20
 	spaceRetry      = time.Second
+	// plenty is how much must be left above the reserve for a grant, of a quarter
+	// of that, for so long.
+	plenty    = 256 << 20
+	grantTime = 100 * time.Millisecond
 )
 
 func openSpace(data string, reserve int64, events *Events) (*space, error) {
@@ -67,6 +79,14 @@ func (s *space) free(dir string) (int64, error) {
 
 // ask grants n bytes more on every file system, or says ErrNoSpace.
 func (s *space) ask(n int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.granted >= n && time.Now().Before(s.until) {
+		s.granted -= n
+		return nil
+	}
+	s.granted = 0
+	least := int64(math.MaxInt64)
 	for _, dir := range s.dirs {
 		free, err := s.free(dir)
 		if err != nil {
@@ -76,11 +96,20 @@ func (s *space) ask(n int64) error {
 			s.report(fmt.Sprintf("%s: %d bytes above the reserve, %d asked for", dir, free, n))
 			return ErrNoSpace
 		}
+		least = min(least, free-n)
 	}
+	if least >= plenty {
+		s.granted, s.until = least/4, time.Now().Add(grantTime)
+	}
+	s.over()
+	return nil
+}
+
+// over reports that there is space, if the opposite was reported.
+func (s *space) over() {
 	if s.full.Load() && s.full.CompareAndSwap(true, false) {
 		s.events.Add(Event{Kind: EventSpace, Text: "there is disk space again"})
 	}
-	return nil
 }
 
 func (s *space) report(text string) {

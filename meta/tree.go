@@ -41,8 +41,10 @@ type tree struct {
 	// the end of the batch. Only the writer uses it.
 	late map[op.ID]struct{}
 
-	// wait is called before a step that found the disk full is tried again.
+	// wait is called before a step that found the disk full is tried again, and
+	// over when it did not any more.
 	wait func(ctx context.Context, err error) error
+	over func()
 	ctx  context.Context // ends such waiting
 }
 
@@ -63,6 +65,7 @@ func openTree(data string, x *index, events *Events) (*tree, error) {
 		ctx:  context.Background(),
 	}
 	t.wait = func(_ context.Context, err error) error { return err }
+	t.over = func() {}
 	var err error
 	if t.umask, err = readUmask(); err != nil {
 		return nil, err
@@ -221,7 +224,12 @@ func (t *tree) file(n *Inode) (*handle, error) {
 	if err != nil {
 		return nil, err
 	}
-	return t.files.add(n.ID, fd), nil
+	m, err := readMarkFd(fd)
+	h := t.files.add(n.ID, fd)
+	if err == nil && m.Lost {
+		h.lost.Store(true)
+	}
+	return h, nil
 }
 
 // openNamed opens n by its first name; the descriptor is the caller's.
@@ -256,9 +264,12 @@ func trashName(id op.ID) string { return strconv.FormatUint(uint64(id), 10) }
 // again does step, and does it again when the disk was full and is no longer:
 // an entry that is committed cannot be refused any more.
 func (t *tree) again(step func() error) error {
-	for {
+	for waited := false; ; waited = true {
 		err := step()
 		if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+			if waited {
+				t.over()
+			}
 			return err
 		}
 		if err := t.wait(t.ctx, err); err != nil {

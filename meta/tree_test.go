@@ -203,7 +203,7 @@ func TestDiskFull(t *testing.T) {
 	if _, err := Create(data, Identity{Store: "test"}); err != nil {
 		t.Fatal(err)
 	}
-	full := make(chan Event, 8)
+	full := make(chan Event, 64)
 	opt := Options{Reserve: -1, CheckpointEvery: time.Hour, OnEvent: func(e Event) { full <- e }}
 	opt.Log.SegmentSize = 16 << 20
 	s := &mailSlot{testSlot: &testSlot{t: t, dir: data, opt: opt}}
@@ -215,16 +215,7 @@ func TestDiskFull(t *testing.T) {
 	s.put("before", pattern(1000))
 
 	fill := filepath.Join(dir, "fill")
-	f, err := os.Create(fill)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for size := 1 << 20; size >= 4096; {
-		if _, err := f.Write(make([]byte, size)); err != nil {
-			size /= 2
-		}
-	}
-	f.Close()
+	fillDisk(t, fill)
 	message := pattern(1 << 20)
 	e, err := s.Log.Append(&op.Put{Parent: s.cur, Name: "m", Attr: op.Attr{Mode: typeRegular}, Sum: op.SumOf(message), Sealed: true, Data: message})
 	if err != nil {
@@ -248,5 +239,49 @@ func TestDiskFull(t *testing.T) {
 	}
 	if err := s.Faulted(); err != nil {
 		t.Error(err)
+	}
+
+	// Closed while it waits: the next start has the entry again.
+	fillDisk(t, fill)
+	e, err = s.Log.Append(&op.Put{Parent: s.cur, Name: "n", Attr: op.Attr{Mode: typeRegular}, Sum: op.SumOf(message), Sealed: true, Data: message})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Log.Barrier(t.Context(), e.Seq); err != nil {
+		t.Fatal(err)
+	}
+	for ev := range full {
+		if strings.Contains(ev.Text, "disk full") {
+			break
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := os.Remove(fill); err != nil {
+		t.Fatal(err)
+	}
+	s.open()
+	if s.Log.Committed.Get() < e.Seq {
+		s.Log.Commit(e.Seq)
+	}
+	s.settle()
+	if got, err := s.read(op.ID(e.Seq), 1<<20); err != nil || !bytes.Equal(got, message) {
+		t.Errorf("after a restart: %d bytes, %v", len(got), err)
+	}
+}
+
+// fillDisk writes to path until the disk is full.
+func fillDisk(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for size := 1 << 20; size >= 4096; {
+		if _, err := f.Write(make([]byte, size)); err != nil {
+			size /= 2
+		}
 	}
 }

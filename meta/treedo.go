@@ -50,7 +50,7 @@ func (t *tree) doOp(c change) error {
 	case *op.Write:
 		return t.content(c, o.ID, func(fd int) error { return writeAt(fd, o.Data, o.Off) })
 	case *op.Truncate:
-		return t.content(c, o.ID, func(fd int) error { return unix.Ftruncate(fd, o.Size) })
+		return t.truncate(c, o)
 	case *op.Fallocate:
 		return t.content(c, o.ID, func(fd int) error { return fallocate(fd, o) })
 	case *op.SetAttr:
@@ -306,6 +306,17 @@ func (t *tree) content(c change, id op.ID, f func(fd int) error) error {
 		return fmt.Errorf("change content of id %d: %w", id, err)
 	}
 	return nil
+}
+
+func (t *tree) truncate(c change, o *op.Truncate) error {
+	err := t.content(c, o.ID, func(fd int) error { return unix.Ftruncate(fd, o.Size) })
+	if h := t.files.get(o.ID); h != nil {
+		if o.Size == 0 {
+			h.lost.Store(false) // from here on it is known again
+		}
+		h.release()
+	}
+	return err
 }
 
 // any opens the regular file that c is about; nil if it has no name any more
