@@ -42,6 +42,7 @@ func TestChaos(t *testing.T) {
 	w.promote(a, PromoteOptions{})
 	w.inSync(a, b)
 
+	both := []*node{a, b}
 	acked := map[string][]byte{}
 	ctx, cancel := context.WithCancel(context.Background())
 	var mu sync.Mutex
@@ -50,7 +51,7 @@ func TestChaos(t *testing.T) {
 		wrng := rand.New(rand.NewPCG(seed, uint64(i+1)))
 		wg.Go(func() {
 			for k := 0; ctx.Err() == nil; k++ {
-				for _, n := range []*node{a, b} {
+				for _, n := range both {
 					if !n.hooks.isMounted() {
 						continue
 					}
@@ -118,7 +119,7 @@ func TestChaos(t *testing.T) {
 	}
 	w.equal(a, b)
 	for name, data := range acked {
-		for _, n := range []*node{a, b} {
+		for _, n := range both {
 			got, err := os.ReadFile(filepath.Join(n.dir, "tree", name))
 			if err != nil || !bytes.Equal(got, data) {
 				t.Errorf("acknowledged message %s on %s: %d bytes, %v", name, n.name, len(got), err)
