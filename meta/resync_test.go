@@ -204,6 +204,20 @@ func history(t testing.TB, seed uint64, n int) []*op.Entry {
 	return w.log.entries
 }
 
+// staged reports whether entries end between a Chunk and its Put.
+func staged(entries []*op.Entry) bool {
+	open := map[uint64]bool{}
+	for _, e := range entries {
+		switch o := e.Op.(type) {
+		case *op.Chunk:
+			open[stageOf(o, e.Seq)] = true
+		case *op.Put:
+			delete(open, o.Stage)
+		}
+	}
+	return len(open) > 0
+}
+
 func never() error { return nil }
 
 func TestResyncEmpty(t *testing.T) {
@@ -230,6 +244,10 @@ func TestResyncStaleKilled(t *testing.T) {
 			entries := history(t, 100+seed, 300+rnd.IntN(300))
 			old := rnd.IntN(len(entries))
 			mid := old + rnd.IntN(len(entries)-old)
+			for staged(entries[:mid+1]) {
+				mid--
+			}
+			old = min(old, mid)
 			src := newSlot(t, filepath.Join(t.TempDir(), "a"), entries[:mid+1])
 			dstDir := filepath.Join(t.TempDir(), "b")
 			dst := newSlot(t, dstDir, entries[:old+1])
@@ -275,6 +293,12 @@ func TestResyncStaleKilled(t *testing.T) {
 			rest := entries[sn.Pos().Seq:]
 			follow(t, dst, rest)
 			sameSlots(t, dst, src)
+			checkClean(t, dst)
+			for _, e := range dst.Events.List() {
+				if e.Kind != EventRecovery {
+					t.Errorf("event %+v", e)
+				}
+			}
 			left, _ := os.ReadDir(filepath.Join(dstDir, dirQuarantine))
 			if len(left) > 0 {
 				t.Errorf("quarantine: %v %+v", left, dst.Events.List())
@@ -283,6 +307,150 @@ func TestResyncStaleKilled(t *testing.T) {
 		if t.Failed() {
 			return
 		}
+	}
+}
+
+// A slot that went its own way, with things in its tree that nothing explains,
+// becomes the source's; what only it had is kept.
+func TestResyncDiverged(t *testing.T) {
+	entries := history(t, 60, 400)
+	const common = 150
+	src := newSlot(t, filepath.Join(t.TempDir(), "src"), entries)
+	// The other branch: the same beginning, then another history.
+	w := &world{
+		t: t, rnd: rand.New(rand.NewPCG(61, 1)), log: &memLog{}, ix: testIndex(t, t.TempDir()),
+		dirs: []op.ID{op.Root}, names: []string{"x", "y", "z"}, time: entries[common-1].Time, epoch: 1,
+	}
+	for _, e := range entries[:common] {
+		if _, err := w.ix.apply(e); err != nil {
+			t.Fatal(err)
+		}
+		w.log.entries = append(w.log.entries, e)
+	}
+	lost := []byte("only here")
+	for range 150 {
+		w.step()
+	}
+	w.add(&op.Put{Parent: op.Root, Name: "lost", Attr: w.attr(typeRegular), Sealed: true, Sum: op.SumOf(lost), Data: lost})
+	dir := filepath.Join(t.TempDir(), "dst")
+	dst := newSlot(t, dir, w.log.entries)
+	if err := os.WriteFile(filepath.Join(dir, dirTree, "stray"), []byte("stray"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	sn, err := src.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sn.Close()
+	if err := resync(t, dst, source{src, sn}, common, never); err != nil {
+		t.Fatal(err)
+	}
+	sameSlots(t, dst, src)
+	checkClean(t, dst)
+	kept := map[string]bool{}
+	files, err := filepath.Glob(filepath.Join(dir, dirQuarantine, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if b, err := os.ReadFile(f); err == nil {
+			kept[string(b)] = true
+		}
+	}
+	if !kept["only here"] || !kept["stray"] {
+		t.Errorf("not in quarantine: %v", files)
+	}
+	if rescued, _ := os.ReadDir(filepath.Join(dir, dirRescue)); len(rescued) != 1 {
+		t.Errorf("rescue: %v", rescued)
+	}
+}
+
+// A member never empties its peer.
+func TestResyncFromEmptied(t *testing.T) {
+	w := newWorld(t, 3)
+	var entries []*op.Entry
+	for i := range 40 {
+		data := fmt.Appendf(nil, "message %d", i)
+		w.add(&op.Put{Parent: op.Root, Name: fmt.Sprint(i), Attr: op.Attr{Mode: typeRegular | 0o600}, Sealed: true, Sum: op.SumOf(data), Data: data})
+	}
+	entries = rechain(w.log.entries[1:])
+	dir := filepath.Join(t.TempDir(), "dst")
+	dst := newSlot(t, dir, entries)
+	src := newSlot(t, filepath.Join(t.TempDir(), "src"), rechain(nil))
+	sn, err := src.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sn.Close()
+	if err := resync(t, dst, source{src, sn}, uint64(len(entries)), never); err != nil {
+		t.Fatal(err)
+	}
+	sameSlots(t, dst, src)
+	if files, _ := filepath.Glob(filepath.Join(dir, dirQuarantine, "*.json")); len(files) != 40 {
+		t.Errorf("%d of 40 messages are in quarantine", len(files))
+	}
+}
+
+// Content that the source has no longer is done without until the log says so.
+func TestResyncSkip(t *testing.T) {
+	entries := history(t, 62, 300)
+	src := newSlot(t, filepath.Join(t.TempDir(), "src"), entries)
+	sn, err := src.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sn.Close()
+	dst := newSlot(t, filepath.Join(t.TempDir(), "dst"), nil)
+	target := ResyncTarget{Store: testStore, State: sn.State()}
+	n, _ := pick(t, src, isMessage)
+	rm := op.NewEntry(src.Log.Last(), 1, entries[len(entries)-1].Time+1, &op.Unlink{ID: n.ID, Parent: n.Names[0].Dir, Name: n.Names[0].Name})
+	follow(t, src, []*op.Entry{rm})
+	if err := resync(t, dst, source{src, sn}, 0, never); err != nil {
+		t.Fatal(err)
+	}
+	if dst.Log.Last() != target.State.Pos {
+		t.Errorf("log is at %v, should be at %v", dst.Log.Last(), target.State.Pos)
+	}
+	follow(t, dst, []*op.Entry{rm})
+	sameSlots(t, dst, src)
+	checkClean(t, dst)
+}
+
+// What does not add up is not used; the next resync starts from nothing, and
+// keeps what was fetched.
+func TestResyncProves(t *testing.T) {
+	entries := history(t, 63, 300)
+	src := newSlot(t, filepath.Join(t.TempDir(), "src"), entries)
+	sn, err := src.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sn.Close()
+	dst := newSlot(t, filepath.Join(t.TempDir(), "dst"), entries[:100])
+	before := treeState(t, filepath.Join(dst.dir, dirTree))
+	real := sn.state
+	sn.state.Digest[1]++
+	var re *ResyncError
+	if err := resync(t, dst, source{src, sn}, 100, never); !errors.As(err, &re) || !re.Restart {
+		t.Fatalf("a wrong digest was taken: %v", err)
+	}
+	sameState(t, "tree", treeState(t, filepath.Join(dst.dir, dirTree)), before)
+	sn.state = real
+	if err := resync(t, dst, source{src, sn}, 100, never); err != nil {
+		t.Fatal(err)
+	}
+	sameSlots(t, dst, src)
+	checkClean(t, dst)
+	// Wrong content is refused.
+	if err := dst.ResyncBegin(ResyncTarget{Store: testStore, State: sn.State()}); err != nil {
+		t.Fatal(err)
+	}
+	n, _ := pick(t, src, isMessage)
+	if err := dst.ResyncContent(n, bytes.NewReader([]byte("something else"))); err == nil {
+		t.Error("wrong content was taken")
+	}
+	if err := dst.ResyncBegin(ResyncTarget{Store: StoreID{9}, State: sn.State()}); !errors.Is(err, ErrOtherStore) {
+		t.Errorf("resync from another store: %v", err)
 	}
 }
 

@@ -23,11 +23,11 @@ func (s *Slot) ResyncSame(dir op.ID, digest op.Digest) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	have, err := subtreeDigest(s.ix, dir, nil)
-	if err != nil && !errors.Is(err, ErrNotExist) {
+	have, ok, err := s.ix.digestBelow(dir)
+	if err != nil {
 		return false, err
 	}
-	same := err == nil && have == digest && !r.Distrust
+	same := ok && have == digest && !r.Distrust
 	s.countResync(func(p *ResyncStatus) {
 		p.Dirs++
 		if same {
@@ -35,6 +35,37 @@ func (s *Slot) ResyncSame(dir op.ID, digest op.Digest) (bool, error) {
 		}
 	})
 	return same, nil
+}
+
+// digestBelow is subtreeDigest of an index that may be a mixture: a directory
+// can be missing, or be in two places, or inside itself. Then it is false.
+func (x *index) digestBelow(dir op.ID) (d op.Digest, ok bool, err error) {
+	seen := map[op.ID]bool{dir: true}
+	for todo := []op.ID{dir}; len(todo) > 0; {
+		id := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		in, err := x.inode(id)
+		if errors.Is(err, ErrNotExist) {
+			return d, false, nil
+		}
+		if err != nil {
+			return d, false, err
+		}
+		d.Add(ownElements(in))
+		d.Add(in.Entries)
+		subdirs, err := x.subdirs(id)
+		if err != nil {
+			return d, false, err
+		}
+		for _, sub := range subdirs {
+			if seen[sub] {
+				return d, false, nil
+			}
+			seen[sub] = true
+		}
+		todo = append(todo, subdirs...)
+	}
+	return d, true, nil
 }
 
 // ResyncDir makes a directory, in the index, what the source has: dir is its
@@ -152,12 +183,15 @@ func (x *index) replaceDir(dir op.ID, children []Child, inodes []*Inode) error {
 func (s *Slot) missingHere(r *resyncing, inodes []*Inode) ([]op.ID, error) {
 	var ids []op.ID
 	for _, n := range inodes {
-		if !n.IsRegular() || n.Size == 0 {
+		if !n.IsRegular() {
 			continue
 		}
 		have, err := s.ix.inode(n.ID)
 		if err != nil && !errors.Is(err, ErrNotExist) {
 			return nil, err
+		}
+		if err != nil && n.Size == 0 {
+			continue // made by reconcile
 		}
 		if err == nil && sameFile(have, n, r.Common) {
 			if !r.Distrust || s.verifiedHere(have) {

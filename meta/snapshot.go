@@ -2,7 +2,9 @@ package meta
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,7 +18,6 @@ import (
 // log from Pos on stays as long as the Snapshot is open.
 type Snapshot struct {
 	state SnapshotState
-	db    *badger.DB
 	done  func()
 
 	mu      sync.Mutex // badger's transactions are for one goroutine at a time
@@ -34,31 +35,56 @@ type SnapshotState struct {
 	Bytes    uint64    `json:"bytes"`    // of regular files
 }
 
-// freshEnough is how old a checkpoint may be to serve as a Snapshot: what came
-// later is sent as log.
-const freshEnough = 2 * time.Second
+// stageWait is how long Snapshot waits for a moment without staged content.
+const stageWait = 5 * time.Second
 
-// Snapshot opens one, of the last checkpoint, or of a new one if that is more
-// than a moment old. It stops the applier for as long as a checkpoint takes,
-// not longer.
+// Snapshot opens one, of a checkpoint that is made for it. It stops the applier
+// for as long as a checkpoint takes, not longer.
+//
+// Chunks before the Snapshot whose Put comes after it would be missing on the
+// other slot, so it is taken when nothing is staged; the chunks and the Put of
+// a large message follow each other closely. A stage that stays open was given
+// up by whoever began it, and no Put will come.
 func (s *Slot) Snapshot(ctx context.Context) (*Snapshot, error) {
 	s.admin.Lock()
 	defer s.admin.Unlock()
-	if s.Resyncing() {
-		return nil, fmt.Errorf("snapshot: %w", ErrResyncing)
-	}
-	if st := s.ix.current(); st.Time-s.ix.checkpointed().Time > int64(freshEnough) {
-		start := s.pauseApplier()
-		err := s.checkpoint()
-		start()
-		if err != nil {
+	giveUp := time.NewTimer(stageWait)
+	defer giveUp.Stop()
+	for waited := false; ; {
+		if s.Resyncing() {
+			return nil, fmt.Errorf("snapshot: %w", ErrResyncing)
+		}
+		if err := errors.Join(s.Faulted(), ctx.Err()); err != nil {
 			return nil, err
 		}
+		progress := s.Log.Applied.Changed()
+		sn, err := s.snapshotNow(waited)
+		if sn != nil || err != nil {
+			return sn, err
+		}
+		select {
+		case <-progress:
+		case <-giveUp.C:
+			waited = true
+		case <-ctx.Done():
+		}
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
+}
+
+// snapshotNow makes a checkpoint and opens it; nil if something is staged,
+// unless that does not matter.
+func (s *Slot) snapshotNow(anyway bool) (*Snapshot, error) {
+	defer s.pauseApplier()()
+	names, err := readNames(s.dir, dirStage)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot: %w", err)
 	}
-	// From the oldest that is possible on: no checkpoint may trim in between.
+	if !anyway && slices.ContainsFunc(names, isNumber) {
+		return nil, nil
+	}
+	if err := s.checkpoint(); err != nil {
+		return nil, fmt.Errorf("snapshot: %w", err)
+	}
 	release := s.pinLog(s.ix.checkpointed().Pos.Seq + 1)
 	s.ix.mu.RLock()
 	txn := s.ix.db.NewTransaction(false)

@@ -216,10 +216,7 @@ func (w *world) put(sealed bool) {
 		}
 		w.add(&op.Chunk{Stage: uint64(first), Off: int64(half), Data: data[half:]})
 		o.Stage = uint64(first)
-		c, used = w.child(dir, name)
-		if used && c.Type == typeDir {
-			return // the stage stays for a while
-		}
+		c, _ = w.child(dir, name)
 		o.Victim = c.ID
 	} else {
 		o.Data = data
