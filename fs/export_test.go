@@ -32,3 +32,10 @@ func (f *FS) Table() (nodes, volatile int) {
 
 // SpillUsed is how many bytes volatile files have in memory.
 func (f *FS) SpillUsed() int64 { return f.spill.used.Load() }
+
+// PanicLocked makes the next creation of a file panic with the lock held.
+func (f *FS) PanicLocked() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.layout = nil
+}

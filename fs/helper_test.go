@@ -21,6 +21,7 @@ import (
 var helpers = map[string]func(args []string) error{
 	"map":    helperMap,
 	"permit": helperPermit,
+	"mount":  helperMount,
 }
 
 func TestMain(m *testing.M) {

@@ -78,20 +78,15 @@ func (f *FS) unmountUntil(ctx context.Context) error {
 	}
 }
 
-// detachMount takes the mount out of sight and ends all requests on it.
+// detachMount takes the mount out of sight and ends all requests on it: what is
+// forced (umount(2), MNT_FORCE) is the end of the connection.
 func (f *FS) detachMount() {
-	dev := f.device()
-	if err := unix.Unmount(f.mount, unix.MNT_DETACH); err != nil {
-		if err := fusermount(f.mount, "-uz"); err != nil {
-			f.log.Error("mount not detached", keyErr, err)
-		}
+	err := unix.Unmount(f.mount, unix.MNT_FORCE|unix.MNT_DETACH)
+	if errors.Is(err, unix.EPERM) {
+		err = fusermount(f.mount, "-uz")
 	}
-	_, minor, ok := strings.Cut(dev, ":")
-	if !ok {
-		return
-	}
-	if err := os.WriteFile("/sys/fs/fuse/connections/"+minor+"/abort", []byte("1"), 0); err != nil {
-		f.log.Warn("connection not aborted; it ends with its last user", keyErr, err)
+	if err != nil && !errors.Is(err, unix.EINVAL) {
+		f.log.Error("mount not detached", keyErr, err)
 	}
 }
 
@@ -138,7 +133,7 @@ func (f *FS) Holders() []Holder {
 	for _, proc := range procs {
 		pid, _ := strconv.Atoi(filepath.Base(proc))
 		what := f.heldBy(proc, dev)
-		if what == "" || pid == os.Getpid() && what == "" {
+		if what == "" {
 			continue
 		}
 		name, _ := os.ReadFile(proc + "/comm")
