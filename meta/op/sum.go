@@ -32,6 +32,9 @@ func BlockSumOf(data []byte) Sum {
 	return s
 }
 
+// sumBuffer divides BlockSize.
+const sumBuffer = 32 << 10
+
 // SumReader returns the checksum of what r yields until EOF.
 func SumReader(r io.Reader) (Sum, error) {
 	h := sha256.New()
@@ -45,19 +48,27 @@ func BlockSumReader(r io.Reader) (Sum, error) { return sumReader(r, nil) }
 
 func sumReader(r io.Reader, h hash.Hash) (Sum, error) {
 	var s Sum
-	buf := make([]byte, BlockSize)
+	// Most of what is summed is small: a buffer of a whole block would cost more
+	// than its content.
+	buf := make([]byte, sumBuffer)
+	block := xxhash.New()
 	for {
 		n, err := io.ReadFull(r, buf)
 		if n > 0 {
 			s.Size += int64(n)
-			s.Blocks = append(s.Blocks, xxhash.Sum64(buf[:n]))
+			block.Write(buf[:n])
 			if h != nil {
 				h.Write(buf[:n])
 			}
 		}
+		end := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+		if s.Size%BlockSize == 0 && n > 0 || end && s.Size%BlockSize != 0 {
+			s.Blocks = append(s.Blocks, block.Sum64())
+			block.Reset()
+		}
 		switch {
 		case err == nil:
-		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		case end:
 			return s, nil
 		default:
 			return s, err
