@@ -28,6 +28,9 @@ const (
 // DefaultTimeout is how long a replica may be silent.
 const DefaultTimeout = 1500 * time.Millisecond
 
+// eventQuiet is how long an event that is no alert is not told again.
+const eventQuiet = 10 * time.Second
+
 // maxEvents is how many events State keeps.
 const maxEvents = 50
 
@@ -93,6 +96,7 @@ type Member struct {
 	errTime time.Time
 	waiters map[uint64]chan error
 	nextID  uint64
+	conns   uint64 // number of the last replica's connection
 	stopped bool
 	heard   time.Time
 	from    string
@@ -164,6 +168,7 @@ func (r *Member) Run(ctx context.Context) error {
 		select {
 		case <-stop:
 			stop, ending = nil, true
+			r.m.ending = true
 		case <-peers:
 			peers = r.Peers.Changed()
 			r.step(evPeers{r.listPeers()})
@@ -185,7 +190,10 @@ func (r *Member) Run(ctx context.Context) error {
 // ended brings the role to an end; true when nothing is left to do.
 func (r *Member) ended() bool {
 	if r.m.op != nil {
-		if r.m.op.kind != opPromote || r.m.op.phase >= phaseBegin {
+		switch {
+		case r.m.op.kind == opPromote && r.m.op.phase == phaseBegin:
+			r.step(evDemote{reason: "slotfs stops", stopping: true})
+		case r.m.op.kind != opPromote || r.m.op.phase > phaseBegin:
 			return false // let it finish first
 		}
 		return true
@@ -364,6 +372,12 @@ func (r *Member) fail(err error) {
 func (r *Member) tell(alert bool, text string) {
 	e := Event{Time: time.Now(), Alert: alert, Text: text}
 	r.mu.Lock()
+	for _, x := range r.events {
+		if !alert && x.Text == text && e.Time.Sub(x.Time) < eventQuiet {
+			r.mu.Unlock()
+			return
+		}
+	}
 	r.events = append(r.events, e)
 	if n := len(r.events) - maxEvents; n > 0 {
 		r.events = append(r.events[:0], r.events[n:]...)

@@ -37,6 +37,7 @@ type machine struct {
 	doing   string
 	split   string // diverged: why; empty if not
 	changes bool   // an EpochBegin of ours is on its way to the disk
+	ending  bool   // the process ends: take no role any more
 	// owesRequire: the log is to be told anew for whom commits wait, afterwards.
 	owesRequire bool
 
@@ -75,6 +76,7 @@ type peer struct {
 
 	// Of a replica that streams from us.
 	joined   bool
+	conn     uint64 // number of the connection
 	local    bool
 	left     time.Time // when it was last seen to go, or we began to lead
 	acks     acks

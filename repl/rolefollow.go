@@ -103,7 +103,7 @@ func (m *machine) onFollowEnded(e evFollowEnded) {
 // member can be reached and none knows of a later epoch.
 func (m *machine) resume() {
 	last := m.v.hist.last()
-	if m.now.Before(m.resumes) || !m.v.hasStore || last.Primary != m.self || m.v.demoted >= last.Pos.Epoch || m.v.yield || m.v.resync || m.split != "" {
+	if m.ending || m.now.Before(m.resumes) || !m.v.hasStore || last.Primary != m.self || m.v.demoted >= last.Pos.Epoch || m.v.yield || m.v.resync || m.split != "" {
 		return
 	}
 	// Give gossip a moment to name peers that once were members, so that one
