@@ -23,6 +23,7 @@ var provoked = []string{
 	"connect to the primary on", // nobody listens there
 	"node does not answer",      // says gossip
 	"removing the mount that a killed process left",
+	"resync ",       // the log did not reach back, or it broke off
 	"one copy left", // the replica was dropped
 	"tls handshake", // the peer died in the middle of it
 }

@@ -67,8 +67,10 @@ func TestDiskFull(t *testing.T) {
 	}
 	// Removing mail needs no space.
 	must(t, os.RemoveAll(filepath.Join(n.Mount, "filler")))
+	tries := 0
 	must(t, f.Wait("space to return", func() error {
-		return deliver(n.Mount, "again", map[string][]byte{fmt.Sprint(w.Done()): data})
+		tries++
+		return deliver(n.Mount, "again", map[string][]byte{fmt.Sprint(tries): data})
 	}))
 	must(t, os.RemoveAll(filepath.Join(n.Mount, "again")))
 
@@ -87,8 +89,8 @@ func TestDiskFull(t *testing.T) {
 	}
 	must(t, os.Remove(ballast))
 	must(t, f.Wait("space to return", func() error {
-		os.RemoveAll(filepath.Join(n.Mount, "late"))
-		return deliver(n.Mount, "late", map[string][]byte{"m": data})
+		tries++
+		return deliver(n.Mount, "late", map[string][]byte{fmt.Sprint("again", tries): data})
 	}))
 	f.check()
 	// And a restart finds everything.

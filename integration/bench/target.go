@@ -130,13 +130,29 @@ func (b *bench) close() error {
 			}
 		}
 		if t.nodes != nil {
-			errs = append(errs, t.nodes.Stop())
+			err := t.nodes.Stop()
+			if err != nil {
+				explain(t)
+			}
+			errs = append(errs, err)
 		}
 	}
 	for _, d := range b.inner {
 		errs = append(errs, d.Remove())
 	}
 	return errors.Join(errs...)
+}
+
+// explain shows the end of the nodes' logs, which will not be there any more.
+func explain(t *target) {
+	for _, n := range t.nodes.Nodes {
+		text, err := n.Log()
+		if err != nil {
+			text = err.Error()
+		}
+		lines := strings.SplitAfter(text, "\n")
+		fmt.Fprintf(os.Stderr, "\n%s, %s:\n%s", t.name, n.Name, strings.Join(lines[max(0, len(lines)-400):], ""))
+	}
 }
 
 // turns gives the targets in the order of a round: who goes first changes.
