@@ -506,8 +506,9 @@ func (s *Slot) checkAside(ctx context.Context, r *Report) error {
 // checkContent is I4, with the applier running.
 func (s *Slot) checkContent(ctx context.Context, r *Report, repair bool) error {
 	var files []op.ID
+	ahead := s.ahead()
 	err := s.ix.eachInode(func(n *Inode) error {
-		if n.Sum != nil {
+		if n.Sum != nil && (n.Sealed || !ahead) {
 			files = append(files, n.ID)
 		}
 		return ctx.Err()

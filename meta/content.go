@@ -258,8 +258,8 @@ func (r *reconciler) lastResort(rewrite map[op.ID]bool) error {
 
 // damaged reports control files whose content is sealed and differs.
 func (r *reconciler) damaged() error {
-	if r.vanished != nil {
-		return nil // a resync: what was fetched may be ahead of the index
+	if r.ahead || r.vanished != nil {
+		return nil // what a resync fetched may be ahead of the index
 	}
 	for id := range r.t.objects {
 		in, err := r.inode(id)

@@ -119,6 +119,10 @@ type Identity struct {
 	ID     StoreID   `json:"store_id"` // zero until the slot has a store
 	Layout string    `json:"layout"`
 
+	// Ahead: since a resync, the content of control files may be that of any
+	// entry up to this one, until it is applied. See CompleteFrom.
+	Ahead uint64 `json:"ahead,omitempty"`
+
 	// Unlocked is when Recover handed the tree over for use without slotfs;
 	// since then log and index say nothing about it.
 	Unlocked *time.Time `json:"unlocked,omitempty"`

@@ -153,7 +153,7 @@ func (s *Slot) rebuild(cause error) error {
 	}); err != nil {
 		return fmt.Errorf("rebuild index: %w", err)
 	}
-	v := &recovery{data: s.dir, ix: s.ix, log: s.Log, last: last, committed: last, note: s.noteEvent, hold: s.opt.hold}
+	v := &recovery{data: s.dir, ix: s.ix, log: s.Log, last: last, committed: last, note: s.noteEvent, hold: s.opt.hold, ahead: s.CompleteFrom()}
 	report, err := v.finish(t, true)
 	if err != nil {
 		return fmt.Errorf("rebuild index: %w", err)

@@ -54,6 +54,8 @@ type reconciler struct {
 	// vanished says what becomes of a leftover that the log does not explain:
 	// nil or false for quarantine, true for trash.
 	vanished func(id op.ID, sealed bool) bool
+	// ahead: control files may be, as a resync fetched them.
+	ahead bool
 	// hold asks before a step that changes anything; tests stop there.
 	hold func(step, path string) error
 	// note is told of what has to be known by people.

@@ -27,6 +27,7 @@ type recovery struct {
 	log       positionLog
 	last      uint64              // of the log
 	committed uint64              // K, as far as it is known
+	ahead     uint64              // Identity.Ahead
 	store     func(StoreID) error // told of the store's id; may be nil
 	note      func(kind string, id op.ID, path, text string)
 	hold      func(step, path string) error
@@ -104,7 +105,7 @@ func (v *recovery) joins(c op.Pos) error {
 // finish makes the tree agree with the index, and both durable.
 func (v *recovery) finish(t *trail, full bool) (*ReconcileReport, error) {
 	r := newReconciler(v.data, v.ix, v.log, t)
-	r.full, r.hold = full, v.hold
+	r.full, r.hold, r.ahead = full, v.hold, t.to < v.ahead
 	if v.note != nil {
 		r.note = v.note
 	}

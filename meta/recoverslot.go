@@ -43,7 +43,7 @@ func (s *Slot) recover() error {
 func (s *Slot) recoverTo(committed uint64) error {
 	v := &recovery{
 		data: s.dir, ix: s.ix, log: s.Log, last: s.Log.Last().Seq, committed: committed,
-		note: s.noteEvent, hold: s.opt.hold, store: s.SetStore,
+		note: s.noteEvent, hold: s.opt.hold, store: s.SetStore, ahead: s.CompleteFrom(),
 	}
 	begun := time.Now()
 	report, err := v.run()

@@ -36,7 +36,9 @@ import (
 //     durable, and written before the index lets the file look complete.
 //     Content without a checksum is taken as it is at that time: the entries
 //     from the Snapshot on come through the log and are applied over it, with
-//     absolute offsets, which ends in the same bytes.
+//     absolute offsets, which ends in the same bytes. Until the last entry that
+//     any of it contains is applied (CompleteFrom), the slot is a mixture,
+//     and no copy of anything.
 //  4. ResyncEnd drops from the index what the root no longer leads to, proves
 //     that the digest is the Snapshot's, and only then changes the tree:
 //     reconcile, over everything. Files that the source lacks go to trash/ if
@@ -73,6 +75,8 @@ type resyncMarker struct {
 	// Distrust: the tree may have changed without slotfs: what it has counts
 	// only when verified.
 	Distrust bool `json:"distrust,omitempty"`
+	// Ahead is the last entry that changed any content that was fetched.
+	Ahead uint64 `json:"ahead"`
 	// Restart: the index came out wrong; the next ResyncBegin empties it.
 	Restart bool `json:"restart,omitempty"`
 }
@@ -158,6 +162,18 @@ func (s *Slot) countResync(f func(p *ResyncStatus)) {
 		f(&s.resync.progress)
 	}
 }
+
+// CompleteFrom is the entry from which on the slot's tree is a state of the
+// store: before it is applied, control files fetched by a resync may be ahead
+// of the index. Don't count a slot as in sync, nor promote it, before.
+func (s *Slot) CompleteFrom() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.identity.Ahead
+}
+
+// ahead reports whether control files may be ahead of the index.
+func (s *Slot) ahead() bool { return s.ix.current().Pos.Seq < s.CompleteFrom() }
 
 // openResync reads the marker, if there is one.
 func (s *Slot) openResync() error {

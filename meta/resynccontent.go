@@ -114,6 +114,11 @@ func (s *Slot) noLongerWanted(ids []op.ID) error {
 
 // flushStaged makes what was fetched durable, and notes that it was.
 func (s *Slot) flushStaged(r *resyncing) error {
+	if len(r.staged) > 0 {
+		if err := r.save(); err != nil { // Ahead
+			return err
+		}
+	}
 	if err := s.noLongerWanted(r.staged); err != nil {
 		return err
 	}
@@ -155,6 +160,7 @@ func (s *Slot) ResyncContent(now *Inode, content io.Reader) error {
 		p.WantBytes -= min(p.WantBytes, uint64(now.Size))
 	})
 	r.staged = append(r.staged, now.ID)
+	r.Ahead = max(r.Ahead, now.Changed)
 	if r.bytes += n; len(r.staged) >= stagedFiles || r.bytes >= stagedBytes {
 		return s.flushStaged(r)
 	}

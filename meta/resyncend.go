@@ -230,7 +230,7 @@ func (s *Slot) finishResync(r *resyncing) error {
 	if err := s.changeWanted(gone, func(w *badger.WriteBatch, key []byte) error { return w.Delete(key) }); err != nil {
 		return err
 	}
-	if err := s.relock(); err != nil {
+	if err := s.resynced(r); err != nil {
 		return err
 	}
 	if err := os.Remove(r.file); err != nil {
@@ -285,16 +285,16 @@ func (s *Slot) vanished(r *resyncing) func(id op.ID, sealed bool) bool {
 	}
 }
 
-// relock takes the slot back that was unlocked: its tree is that of the store
-// again.
-func (s *Slot) relock() error {
+// resynced writes down that the tree is the store's again, even if it had been
+// unlocked, and from which entry on it is whole.
+func (s *Slot) resynced(r *resyncing) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.identity.Unlocked == nil {
-		return nil
-	}
 	next := s.identity
 	next.Unlocked = nil
+	if next.Ahead = r.Ahead; r.Ahead <= r.Target.Pos.Seq {
+		next.Ahead = 0
+	}
 	if err := writeRecord(filepath.Join(s.dir, fileIdentity), next); err != nil {
 		return fmt.Errorf("write %s: %w", fileIdentity, err)
 	}
