@@ -224,6 +224,38 @@ func deliver(t *testing.T, mnt, user, name string) {
 	}
 }
 
+// TestCheckAndRecover: on a running node, on a stopped one, and without config.
+func TestCheckAndRecover(t *testing.T) {
+	needFUSE(t)
+	n := initNode(t, "n1")
+	n.start(t)
+	n.run(t, "promote", "mail1").want(t, exit.OK)
+	deliver(t, filepath.Join(n.dir, "mnt"), "alice", "one")
+	if r := n.run(t, "check", "mail1", "--content"); r.code != exit.OK || !strings.Contains(r.stdout, "mail1: clean") || !strings.Contains(r.stdout, "1 contents verified") {
+		t.Errorf("check: %+v", r)
+	}
+	n.run(t, "check", "mail2").want(t, exit.Usage, "no slot of store \"mail2\"")
+	data := filepath.Join(n.dir, "data")
+	run(t, "recover", data).want(t, exit.Data, "in use by another process")
+	n.cmd.Process.Signal(syscall.SIGTERM)
+	<-n.done
+	stray := filepath.Join(data, "tree/alice/Maildir/new/stray")
+	if err := os.WriteFile(stray, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := n.run(t, "check", "mail1")
+	r.want(t, exit.Differences, "slotfs is not running; checking")
+	if !strings.Contains(r.stdout, "I2 (the tree has no other names): \"alice/Maildir/new/stray\"") || !strings.Contains(r.stdout, "findings") {
+		t.Errorf("check: %s", r.stdout)
+	}
+	n.run(t, "check", "mail1", "--repair").want(t, exit.Differences)
+	n.run(t, "check", "mail1", "--content").want(t, exit.OK)
+	if r := run(t, "recover", data, "--unlock"); r.code != exit.OK || !strings.Contains(r.stdout, "unlocked: ") {
+		t.Errorf("recover: %+v", r)
+	}
+	run(t, "serve", "--config", n.config).want(t, exit.Data, "unlocked for use without slotfs")
+}
+
 // TestReload: SIGHUP applies what it can and says what it cannot.
 func TestReload(t *testing.T) {
 	n := initNode(t, "n1")

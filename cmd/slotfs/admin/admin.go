@@ -7,7 +7,7 @@
 //	GET  /v1/status                     Status
 //	GET  /v1/digest?store=S&path=P      Digest
 //	GET  /v1/log?store=S&since=N&user=U a LogLine per line
-//	POST /v1/check     CheckRequest     CheckReport
+//	POST /v1/check     CheckRequest     meta.Report
 //	POST /v1/promote   PromoteRequest   Outcome
 //	POST /v1/demote    DemoteRequest    Outcome
 //	POST /v1/rejoin    RejoinRequest    Outcome
@@ -115,6 +115,7 @@ type LogLine struct {
 type CheckRequest struct {
 	Store   string `json:"store"`
 	Content bool   `json:"content"` // read and verify all bytes
+	Repair  bool   `json:"repair"`  // put right what can be
 	Rebuild bool   `json:"rebuild"` // make the index anew from tree and log
 }
 

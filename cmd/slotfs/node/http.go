@@ -32,6 +32,7 @@ func (n *Node) serveHTTP(wg *sync.WaitGroup) {
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) { st := n.Status(); answer(w, &st, nil) })
 	mux.HandleFunc("GET /v1/digest", n.getDigest)
 	mux.HandleFunc("GET /v1/log", n.getLog)
+	mux.HandleFunc("POST /v1/check", handle(n.check))
 	mux.HandleFunc("POST /v1/promote", handle(n.promote))
 	mux.HandleFunc("POST /v1/demote", handle(n.demote))
 	mux.HandleFunc("POST /v1/rejoin", handle(n.rejoin))
@@ -191,6 +192,14 @@ func (n *Node) getLog(w http.ResponseWriter, r *http.Request) {
 	default:
 		problem(w, err)
 	}
+}
+
+func (n *Node) check(ctx context.Context, r *admin.CheckRequest) (*meta.Report, error) {
+	s, err := n.slot(r.Store)
+	if err != nil {
+		return nil, err
+	}
+	return s.Meta.Check(ctx, meta.CheckOptions{Content: r.Content, Repair: r.Repair, Rebuild: r.Rebuild})
 }
 
 func (n *Node) promote(ctx context.Context, r *admin.PromoteRequest) (*admin.Outcome, error) {
