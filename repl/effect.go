@@ -5,6 +5,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"slices"
 	"syscall"
 	"time"
@@ -80,11 +82,11 @@ func (r *Member) setRole(role Role) {
 func (r *Member) begin(f effBegin) {
 	seq, err := r.beginEpoch(f)
 	if err != nil {
-		r.post(evReady{err})
+		r.post(evReady{f.epoch, err})
 		return
 	}
 	r.leading.Store(true)
-	r.spawn(func(ctx context.Context) { r.post(evReady{r.begun(ctx, seq)}) })
+	r.spawn(func(ctx context.Context) { r.post(evReady{f.epoch, r.begun(ctx, seq)}) })
 }
 
 // begun waits until the epoch's first entry is applied. The identity of a new
@@ -215,6 +217,9 @@ func (r *Member) ask(slot op.SlotID) {
 		defer cancel()
 		w, err := askNode(ctx, p.Addr, r.TLS, h)
 		if err != nil {
+			if ctx.Err() == nil && !absent(err) {
+				r.fail(fmt.Errorf("ask %s: %w", p.Node, err))
+			}
 			r.post(evNoAnswer{slot: slot, refused: errors.Is(err, syscall.ECONNREFUSED)})
 			return
 		}
@@ -227,6 +232,17 @@ func (r *Member) ask(slot op.SlotID) {
 		// Another process has taken the address.
 		r.post(evNoAnswer{slot: slot})
 	})
+}
+
+// absent is whether err is the network's: nobody there, or gone in between.
+func absent(err error) bool {
+	var late net.Error
+	for _, e := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, syscall.EHOSTUNREACH, syscall.ENETUNREACH, net.ErrClosed} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return errors.As(err, &late) && late.Timeout()
 }
 
 // answered passes on what a slot said about itself, after looking at what it is.

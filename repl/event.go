@@ -15,6 +15,7 @@ type (
 	evPeers struct{ slots []PeerSlot } // gossip's list
 	evAcks  struct{ acks map[op.SlotID]acks }
 	evJoin  struct { // a replica streams from us
+		conn  uint64 // number of the connection
 		slot  op.SlotID
 		node  string
 		local bool
@@ -22,6 +23,7 @@ type (
 	}
 	evLeave struct { // it no longer does
 		slot op.SlotID
+		conn uint64
 		why  string
 	}
 	evPrepared struct { // it noted durably that it may join epoch
@@ -53,7 +55,10 @@ type (
 		slot op.SlotID
 		err  error
 	}
-	evReady     struct{ err error } // effBegin is done: its entry is applied
+	evReady struct { // effBegin is done: its entry is applied
+		epoch uint64
+		err   error
+	}
 	evMounted   struct{ err error }
 	evUnmounted struct{ err error }
 	evDrained   struct{ err error }

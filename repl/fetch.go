@@ -189,13 +189,13 @@ func (r *Member) serveFetch(ctx context.Context, l *link) {
 			l.turnAway(CodeProtocol, "not a request for content")
 			return
 		}
-		if err := r.sendContent(ctx, l, q.Content); err != nil {
+		if r.sendContent(ctx, l, q.Content) != nil || l.flush() != nil {
 			return
 		}
 	}
 }
 
-// sendContent sends an object's content, as verified by the slot. If reading
+// sendContent writes an object's content, as verified by the slot. If reading
 // fails in the middle the connection ends without the last piece.
 func (r *Member) sendContent(ctx context.Context, l *link, id op.ID) error {
 	ctx, cancel := context.WithTimeout(context.WithValue(ctx, serving{}, true), fetchIdle)
@@ -214,12 +214,12 @@ func (r *Member) sendContent(ctx context.Context, l *link, id op.ID) error {
 		return r.noContent(l, id, err)
 	}
 	l.deadline(fetchIdle)
-	if err := l.sendJSON(frameReply, contentReply{Inode: in}); err != nil {
+	if err := l.writeJSON(frameReply, contentReply{Inode: in}); err != nil {
 		return err
 	}
 	for off := int64(0); n > 0; {
 		l.deadline(fetchIdle)
-		if err := l.send(frameContent, buf[:n]); err != nil {
+		if err := l.write(frameContent, buf[:n]); err != nil {
 			return err
 		}
 		off += int64(n)
@@ -227,7 +227,7 @@ func (r *Member) sendContent(ctx context.Context, l *link, id op.ID) error {
 			return fmt.Errorf("read id %d: %w", id, err)
 		}
 	}
-	return l.send(frameContent, nil)
+	return l.write(frameContent, nil)
 }
 
 // serving marks the context of a read for another slot: damage found by it is
@@ -240,7 +240,7 @@ func (r *Member) noContent(l *link, id op.ID, err error) error {
 	if errors.Is(err, meta.ErrNotExist) {
 		code, why = CodeNotFound, fmt.Sprintf("no file with id %d on %s", id, r.Node)
 	}
-	return l.sendJSON(frameReply, contentReply{None: code, Why: why})
+	return l.writeJSON(frameReply, contentReply{None: code, Why: why})
 }
 
 const (

@@ -167,6 +167,14 @@ func (l *link) deadline(d time.Duration) {
 
 // send writes one frame and sends it off.
 func (l *link) send(t frameType, body []byte) error {
+	if err := l.write(t, body); err != nil {
+		return err
+	}
+	return l.flush()
+}
+
+// write writes one frame; it is sent off by flush.
+func (l *link) write(t frameType, body []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.out = append(l.out[:0], make([]byte, headerSize)...)
@@ -183,11 +191,19 @@ func (l *link) send(t frameType, body []byte) error {
 			return err
 		}
 	}
-	return l.raw.flush()
+	return nil
 }
 
 // sendJSON sends v as the body of a frame.
 func (l *link) sendJSON(t frameType, v any) error {
+	if err := l.writeJSON(t, v); err != nil {
+		return err
+	}
+	return l.flush()
+}
+
+// writeJSON writes v as the body of a frame; it is sent off by flush.
+func (l *link) writeJSON(t frameType, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode frame: %w", err)
@@ -195,7 +211,7 @@ func (l *link) sendJSON(t frameType, v any) error {
 	if uint64(len(b)) > uint64(limits[t]) {
 		return fmt.Errorf("%w: %d bytes to send in a frame of type %d", ErrWire, len(b), t)
 	}
-	return l.send(t, b)
+	return l.write(t, b)
 }
 
 // numbers sends a frame of big-endian 64-bit numbers.

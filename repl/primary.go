@@ -29,6 +29,7 @@ type sender struct {
 	r     *Member
 	l     *link
 	slot  op.SlotID
+	conn  uint64
 	node  string
 	local bool
 	next  uint64 // of run alone: the first entry not yet sent
@@ -62,7 +63,7 @@ func (r *Member) serveStream(ctx context.Context, l *link, h hello) {
 		s.end(err.Error())
 		return
 	}
-	r.post(evJoin{slot: s.slot, node: s.node, local: s.local, at: w.Common.Seq})
+	r.post(evJoin{slot: s.slot, conn: s.conn, node: s.node, local: s.local, at: w.Common.Seq})
 	var wg sync.WaitGroup
 	wg.Go(func() { s.end(text(s.hear())) })
 	s.end(text(s.run()))
@@ -85,6 +86,9 @@ func (r *Member) admit(s *sender, h hello) (welcome, error) {
 	if !r.leading.Load() {
 		return welcome{}, &PeerError{r.Node, CodeNotPrimary, "the slot on " + r.Node + " is not primary"}
 	}
+	if err := r.faulted(); err != nil {
+		return welcome{}, &PeerError{r.Node, CodeFailed, fmt.Sprintf("the slot on %s is faulted: %v", r.Node, err)}
+	}
 	common, err := r.meet(hist, h)
 	if err != nil {
 		return welcome{}, err
@@ -96,6 +100,8 @@ func (r *Member) admit(s *sender, h hello) (welcome, error) {
 	// is closed by it.
 	ok := r.leading.Load()
 	if ok {
+		r.conns++
+		s.conn = r.conns
 		r.senders[s.slot] = s
 	}
 	r.mu.Unlock()
@@ -160,7 +166,7 @@ func (r *Member) dismiss(s *sender) {
 	s.mu.Lock()
 	why := s.why
 	s.mu.Unlock()
-	r.post(evLeave{s.slot, why})
+	r.post(evLeave{s.slot, s.conn, why})
 }
 
 func (r *Member) sender(slot op.SlotID) *sender {

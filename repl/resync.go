@@ -18,8 +18,8 @@ const (
 	// askFiles and askBytes are how many contents one question asks for.
 	askFiles = 64
 	askBytes = 16 << 20
-	// listPart is how many entries of a directory one reply holds.
-	listPart = 1000
+	// listPart is about how many bytes of a directory's entries one reply holds.
+	listPart = 1 << 20
 	// resyncRestarts is how often a resync begins from nothing before it waits.
 	resyncRestarts = 2
 )
@@ -124,7 +124,7 @@ func (r *Member) answerResync(ctx context.Context, l *link, sn *meta.Snapshot, q
 				return err
 			}
 		}
-		return nil
+		return l.flush()
 	}
 }
 
@@ -140,9 +140,11 @@ func sendList(l *link, sn *meta.Snapshot, id op.ID) error {
 	}
 	a := listReply{Dir: dir}
 	for {
-		n := min(len(children), listPart)
-		a.Children, a.More = children[:n], n < len(children)
-		for _, c := range a.Children {
+		n, size := 0, 0
+		for n < len(children) && size < listPart {
+			c := children[n]
+			n++
+			size += len(c.Name) + 64
 			if c.Type == typeDir {
 				continue
 			}
@@ -151,7 +153,9 @@ func sendList(l *link, sn *meta.Snapshot, id op.ID) error {
 				return err
 			}
 			a.Inodes = append(a.Inodes, in)
+			size += inodeSize(in)
 		}
+		a.Children, a.More = children[:n], n < len(children)
 		if err := l.sendJSON(frameReply, a); err != nil {
 			return err
 		}
@@ -162,6 +166,21 @@ func sendList(l *link, sn *meta.Snapshot, id op.ID) error {
 		a = listReply{}
 		l.deadline(fetchIdle)
 	}
+}
+
+// inodeSize is about how many bytes an inode takes in a reply.
+func inodeSize(in *meta.Inode) int {
+	n := 256 + len(in.Target)
+	for name, value := range in.Xattr {
+		n += 16 + len(name) + len(value)
+	}
+	for _, x := range in.Names {
+		n += 16 + len(x.Name)
+	}
+	if in.Sum != nil {
+		n += 8 * len(in.Sum.Blocks)
+	}
+	return n
 }
 
 // typeDir is S_IFDIR.

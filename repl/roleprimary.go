@@ -14,7 +14,7 @@ import (
 func (m *machine) onJoin(e evJoin) {
 	p := m.peer(e.slot)
 	p.node, p.alive = e.node, true
-	p.joined, p.local = true, e.local
+	p.joined, p.conn, p.local = true, e.conn, e.local
 	p.entry, p.again, p.backoff = entryNone, time.Time{}, 0
 	p.acks = acks{heard: m.now}
 	p.target, p.targetAt = 0, m.now
@@ -25,8 +25,8 @@ func (m *machine) onJoin(e evJoin) {
 
 func (m *machine) onLeave(e evLeave) {
 	p := m.peer(e.slot)
-	if !p.joined {
-		return
+	if !p.joined || p.conn != e.conn {
+		return // it has connected anew
 	}
 	p.joined = false
 	p.left = m.now
@@ -125,8 +125,8 @@ func (m *machine) change(members []op.SlotID, reason string) {
 
 // onBegun: the EpochBegin of a change is durable here, and the commit rule is
 // the new one.
-func (m *machine) onBegun(evBegun) {
-	if !m.leading {
+func (m *machine) onBegun(e evBegun) {
+	if !m.leading || e.epoch != m.epoch {
 		return
 	}
 	m.changes = false

@@ -263,7 +263,7 @@ func (m *machine) begin() {
 
 // onReady: the EpochBegin is applied.
 func (m *machine) onReady(e evReady) {
-	if m.op == nil || m.op.phase != phaseBegin {
+	if m.op == nil || m.op.phase != phaseBegin || m.op.epoch != e.epoch {
 		return
 	}
 	if e.err != nil {
@@ -317,6 +317,12 @@ func (m *machine) stepDown(reason string, byOperator bool) {
 
 func (m *machine) onDemote(e evDemote) {
 	switch {
+	case m.op != nil && m.op.kind == opPromote && m.op.phase == phaseBegin:
+		// It may be waiting for a member that has gone, for ever if it must not
+		// be dropped.
+		m.stepDown(e.reason, !e.stopping)
+		m.fail(&refusal{"demoted before its epoch had begun"})
+		m.do(effReply{e.id, nil})
 	case m.op != nil:
 		m.do(effReply{e.id, &refusal{"busy: " + m.doing}})
 	case m.role != Primary:

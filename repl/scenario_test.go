@@ -153,7 +153,7 @@ func (p *play) do(out *strings.Builder, args []string) {
 		p.step(out, evJoin{slot: slot, node: name, local: w.has("local")})
 	case "leave":
 		delete(p.acks, slot)
-		p.step(out, evLeave{slot, "connection reset"})
+		p.step(out, evLeave{slot: slot, why: "connection reset"})
 	case "acks":
 		for k := range w {
 			n := w.num(k, 0)
@@ -203,7 +203,11 @@ func (p *play) command(out *strings.Builder, verb, name string, w words) {
 	case "tail":
 		p.step(out, evTail{slot, w.err()})
 	case "ready":
-		p.step(out, evReady{w.err()})
+		epoch := uint64(0)
+		if p.m.op != nil {
+			epoch = p.m.op.epoch
+		}
+		p.step(out, evReady{epoch, w.err()})
 	case "mounted":
 		p.step(out, evMounted{w.err()})
 	case "unmounted":

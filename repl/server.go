@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"sync"
@@ -233,9 +234,16 @@ func (s *Server) serveStatus(l *link, h hello) {
 // refuse notes a connection that was turned away; the same one is logged once
 // in a while only.
 func (s *Server) refuse(remote string, err error) {
+	if errors.Is(err, io.EOF) {
+		s.Logger.Debug("connection without a word", "remote", remote)
+		return // somebody looked whether the port is open
+	}
 	now := time.Now()
 	host, _, _ := net.SplitHostPort(remote)
 	key := host + " " + err.Error()
+	if e := (*net.OpError)(nil); errors.As(err, &e) {
+		key = host + " " + e.Err.Error() // without the port, which is another one each time
+	}
 	s.mu.Lock()
 	s.last = Refusal{now, remote, err.Error()}
 	quiet := now.Sub(s.refused[key]) < refusalQuiet
