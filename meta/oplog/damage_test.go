@@ -269,7 +269,7 @@ func TestStaleBatches(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(3, 3))
 	fs := newCrashFS(rnd)
 	dir := t.TempDir()
-	o := Options{SegmentSize: 32 << 10, fs: fs, Logger: slog.New(slog.DiscardHandler)}
+	o := Options{SegmentSize: 32 << 10, fs: fs, Logger: discard}
 	l := primary(t, dir, o)
 	for range 30 {
 		add(t, l, write(3000))

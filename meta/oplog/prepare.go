@@ -173,11 +173,10 @@ func (l *Log) prepare() {
 		signal(l.prep)
 	case err == nil:
 		l.spare = s
-	case !errors.Is(err, ErrNoSpace):
-		// Not the flusher's segment, but it is this disk.
-		l.faultLocked(fmt.Errorf("prepare segment: %w", err))
 	default:
-		l.log.Warn("no space for the next segment of the log", "dir", l.dir, "bytes", size, "err", err)
+		// No fault, whatever it is: nothing that the log holds is in doubt.
+		l.prepErr = fmt.Errorf("prepare segment: %w", err)
+		l.log.Warn("cannot prepare the next segment of the log", "dir", l.dir, "bytes", size, "err", err)
 	}
 }
 

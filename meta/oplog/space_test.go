@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -62,7 +61,7 @@ func TestDiskFull(t *testing.T) {
 	if err := os.WriteFile(ballast, make([]byte, 8<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	o := Options{SegmentSize: 8 << 20, Logger: slog.New(slog.DiscardHandler)}
+	o := Options{SegmentSize: 8 << 20, Logger: discard}
 	l := primary(t, dir, o)
 	end := fill(t, l, 100_000)
 	if l.Err() != nil || end != l.Last().Seq || end < 200 {
@@ -102,7 +101,7 @@ func TestDiskFull(t *testing.T) {
 // TestFullWhileFlushing: what was appended without room waits for it in memory.
 func TestFullWhileFlushing(t *testing.T) {
 	fs := newCrashFS(rand.New(rand.NewPCG(1, 1)))
-	l := primary(t, t.TempDir(), Options{SegmentSize: 64 << 10, fs: fs, Logger: slog.New(slog.DiscardHandler)})
+	l := primary(t, t.TempDir(), Options{SegmentSize: 64 << 10, fs: fs, Logger: discard})
 	durable(t, l)
 	soon(t, "the spare segment", func() bool { l.mu.Lock(); defer l.mu.Unlock(); return l.spare != nil })
 	fs.mu.Lock()
@@ -131,7 +130,7 @@ func TestFullWhileFlushing(t *testing.T) {
 // TestCloseWhileFull: Close does not hang, and says that something is missing.
 func TestCloseWhileFull(t *testing.T) {
 	fs := newCrashFS(rand.New(rand.NewPCG(1, 1)))
-	l := primary(t, t.TempDir(), Options{SegmentSize: 64 << 10, fs: fs, Logger: slog.New(slog.DiscardHandler)})
+	l := primary(t, t.TempDir(), Options{SegmentSize: 64 << 10, fs: fs, Logger: discard})
 	durable(t, l)
 	soon(t, "the spare segment", func() bool { l.mu.Lock(); defer l.mu.Unlock(); return l.spare != nil })
 	fs.mu.Lock()
