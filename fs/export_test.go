@@ -10,12 +10,11 @@ type Hooks struct {
 
 // SetHooks sets the test seams of f.
 func (f *FS) SetHooks(h Hooks) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	s := &seams{wait: h.Wait}
 	if h.Request != nil {
-		f.hook = func(in *fuse.InHeader) { h.Request(opName(in.Opcode)) }
+		s.request = func(in *fuse.InHeader) { h.Request(opName(in.Opcode)) }
 	}
-	f.waitLog = h.Wait
+	f.seams.Store(s)
 }
 
 // Table is the number of nodes in memory, and how many of them are volatile.

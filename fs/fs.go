@@ -90,10 +90,9 @@ type FS struct {
 	wg     sync.WaitGroup // the goroutines of this FS
 
 	stats    [opcodes]atomic.Uint64
-	doorShut atomic.Bool                   // see door.go
-	refused  atomic.Int32                  // errno for all changes; 0: none
-	hook     func(h *fuse.InHeader)        // test seam: called at the start of every request; nil otherwise
-	waitLog  func(kind string, seq uint64) // test seam: told of every wait
+	doorShut atomic.Bool           // see door.go
+	refused  atomic.Int32          // errno for all changes; 0: none
+	seams    atomic.Pointer[seams] // set by tests
 
 	// mu guards the namespace, the nodes (except what their own locks guard) and
 	// the order of the log: whoever appends holds it. No I/O and no waiting
@@ -142,9 +141,16 @@ func (f *FS) enter(h *fuse.InHeader) {
 	if h.Opcode < opcodes {
 		f.stats[h.Opcode].Add(1)
 	}
-	if f.hook != nil {
-		f.hook(h)
+	if s := f.seams.Load(); s != nil && s.request != nil {
+		s.request(h)
 	}
+}
+
+// seams are what a test may put between: request is called at the start of
+// every request, wait before every wait.
+type seams struct {
+	request func(h *fuse.InHeader)
+	wait    func(kind string, seq uint64)
 }
 
 // panicked is called by go-fuse for a panic in a request. Locks are released

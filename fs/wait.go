@@ -19,25 +19,19 @@ const (
 	waitBarrier           // committed, and all before it
 )
 
-// max is the stricter of two waits.
-func (w wait) max(v wait) wait {
-	return wait{seq: max(w.seq, v.seq), kind: max(w.kind, v.kind)}
-}
+func (k waitKind) String() string { return [...]string{"none", "received", "barrier"}[k] }
 
 // await waits, without locks. A signal to the caller does not end it: the
 // change is logged, so EINTR would be a lie (and Dovecot, which has an alarm
 // running around its locks, gives up a mailbox on EINTR).
 func (f *FS) await(w wait) error {
+	if s := f.seams.Load(); s != nil && s.wait != nil && w.kind != waitNone {
+		s.wait(w.kind.String(), w.seq)
+	}
 	switch w.kind {
 	case waitReceived:
-		if f.waitLog != nil {
-			f.waitLog("received", w.seq)
-		}
 		return f.oplog.WaitReceived(f.ctx, w.seq)
 	case waitBarrier:
-		if f.waitLog != nil {
-			f.waitLog("barrier", w.seq)
-		}
 		return f.oplog.Barrier(f.ctx, w.seq)
 	}
 	return nil
