@@ -27,6 +27,7 @@ func (f *FS) wantSeal(n *node) {
 // mount ends.
 func (f *FS) seal() {
 	defer f.wg.Done()
+	f.wantOldSeals()
 	tick := time.NewTicker(max(f.opt.SealAfter/4, 10*time.Millisecond))
 	defer tick.Stop()
 	for {
@@ -40,6 +41,27 @@ func (f *FS) seal() {
 				f.log.Warn("control file not sealed", keyID, uint64(id), keyErr, err)
 			}
 		}
+	}
+}
+
+// wantOldSeals notes the files that were not sealed when the mount began: those
+// that nobody asks for would stay so.
+func (f *FS) wantOldSeals() {
+	ids, err := f.slot.Unsealed()
+	if err != nil {
+		f.log.Warn("list of unsealed files", keyErr, err)
+		return
+	}
+	for _, id := range ids {
+		in, err := f.slot.Inode(id)
+		if err != nil {
+			continue // gone
+		}
+		f.mu.Lock()
+		if _, known := f.dirty[id]; !known && f.opt.SealAfter > 0 {
+			f.dirty[id] = quiet{in.Changed, time.Now()}
+		}
+		f.mu.Unlock()
 	}
 }
 

@@ -22,6 +22,7 @@ type applier struct {
 
 	// Of the goroutine alone.
 	checkpointAt time.Time     // when the last one began
+	attested     uint64        // seq of the last Checkpoint entry that attest appended
 	checkpoints  chan struct{} // closed when the one under way is done; nil: none
 }
 

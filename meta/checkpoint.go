@@ -52,6 +52,7 @@ func (s *Slot) maybeCheckpoint(ctx context.Context, due *time.Timer) error {
 	if err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
+	s.attest(st)
 	done := make(chan struct{})
 	a.checkpoints = done
 	go func() {
@@ -62,6 +63,25 @@ func (s *Slot) maybeCheckpoint(ctx context.Context, due *time.Timer) error {
 	}()
 	due.Reset(s.opt.CheckpointEvery)
 	return nil
+}
+
+// attest appends, while this slot is the primary, a Checkpoint entry with its
+// digest at st, which every slot compares with its own. Only what others have
+// changed since the last one is worth another.
+func (s *Slot) attest(st state) {
+	a := &s.applier
+	if !s.Log.Leading() || st.Pos.Seq <= a.attested {
+		return
+	}
+	epochs := s.Log.Epochs()
+	if len(epochs) == 0 || epochs[len(epochs)-1].Begin.Primary != s.ID {
+		return // it leads, but its epoch has not begun
+	}
+	e, err := s.Log.Append(&op.Checkpoint{At: st.Pos.Seq, Digest: st.Digest})
+	if err != nil {
+		return // no longer leading, or the log stopped and has said so
+	}
+	a.attested = e.Seq
 }
 
 // checkpoint writes one and returns when it is done. The applier is not

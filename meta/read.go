@@ -26,6 +26,10 @@ func (s *Slot) Children(dir op.ID) ([]Child, error) {
 	return s.ix.children(dir)
 }
 
+// Unsealed lists the regular files of the applied state without a checksum,
+// ascending: control files that have changed since they were sealed.
+func (s *Slot) Unsealed() ([]op.ID, error) { return s.ix.unsealed() }
+
 // find returns an object that has a name, or is in trash.
 func (s *Slot) find(id op.ID) (*Inode, error) {
 	n, err := s.ix.inode(id)

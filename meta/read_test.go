@@ -351,31 +351,29 @@ func TestControlFiles(t *testing.T) {
 	if got, err := s.read(id, 100); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
-	if ids, err := s.Quiet(0, 10); err != nil || len(ids) != 1 || ids[0] != id {
-		t.Errorf("quiet: %v, %v", ids, err)
+	if ids, err := s.Unsealed(); err != nil || len(ids) != 1 || ids[0] != id {
+		t.Errorf("unsealed: %v, %v", ids, err)
 	}
-	if ids, err := s.Quiet(time.Hour, 10); err != nil || len(ids) != 0 {
-		t.Errorf("quiet for an hour: %v, %v", ids, err)
+	seal := func() *op.Seal {
+		n, err := s.Inode(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &op.Seal{ID: id, Of: n.Changed, Sum: op.BlockSumOf(want)}
 	}
-	seal, err := s.SealOf(t.Context(), id)
-	if err != nil || seal == nil || seal.Sum.Size != int64(len(want)) {
-		t.Fatalf("seal %+v, %v", seal, err)
-	}
+	void := seal()
 	s.add(&op.Write{ID: id, Off: 0, Data: []byte("x")})
-	s.add(seal) // void
+	want[0] = 'x'
+	s.add(void)
 	if n, err := s.Inode(id); err != nil || n.Sum != nil {
 		t.Errorf("void seal: %+v, %v", n, err)
 	}
-	seal, err = s.SealOf(t.Context(), id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.add(seal)
+	s.add(seal())
 	if n, err := s.Inode(id); err != nil || n.Sum == nil {
 		t.Errorf("seal: %+v, %v", n, err)
 	}
-	if again, err := s.SealOf(t.Context(), id); again != nil || err != nil {
-		t.Errorf("sealed again: %+v, %v", again, err)
+	if ids, err := s.Unsealed(); err != nil || len(ids) != 0 {
+		t.Errorf("unsealed: %v, %v", ids, err)
 	}
 	// Sealed, it is verified like a message; and changed again, it is not.
 	flip(t, s.file("dovecot-uidlist"), 5)
@@ -489,7 +487,8 @@ func TestLookupAndPath(t *testing.T) {
 func TestCheckpointEntry(t *testing.T) {
 	s := newMailSlot(t, Options{})
 	s.put("m", []byte("x"))
-	good := s.CheckpointOp()
+	seq, digest := s.Digest()
+	good := &op.Checkpoint{At: seq, Digest: digest}
 	s.put("n", []byte("y"))
 	s.add(good)
 	s.noEvents()
@@ -498,6 +497,49 @@ func TestCheckpointEntry(t *testing.T) {
 	if got := s.Events.Counts()[EventDigest]; got != 1 {
 		t.Errorf("%d events", got)
 	}
+}
+
+// The primary attests what was applied, once, with its checkpoints.
+func TestAttest(t *testing.T) {
+	s := newMailSlot(t, Options{CheckpointEvery: 20 * time.Millisecond})
+	last := uint64(s.put("m", []byte("x")))
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	attested := func(at uint64) bool {
+		entries, err := s.Log.Read(1, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if c, ok := e.Op.(*op.Checkpoint); ok && c.At >= at {
+				if d, known := s.DigestAt(c.At); !known || d != c.Digest {
+					t.Errorf("%+v, the digest there is %v", c, d)
+				}
+				return true
+			}
+		}
+		return false
+	}
+	for changed := s.Log.Appended.Changed(); !attested(last); changed = s.Log.Appended.Changed() {
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			t.Fatal("nothing attested")
+		}
+	}
+	end := s.Log.Last().Seq
+	if err := s.Log.Applied.Wait(ctx, end); err != nil {
+		t.Fatal(err)
+	}
+	s.stopApplier()
+	if err := s.checkpoint(); err != nil { // what the next one would begin with
+		t.Fatal(err)
+	}
+	s.attest(s.ix.current())
+	if got := s.Log.Last().Seq; got != end {
+		t.Errorf("log ends at %d, want %d: attested again with nothing new", got, end)
+	}
+	s.noEvents()
 }
 
 func TestDirDigest(t *testing.T) {
