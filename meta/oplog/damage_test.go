@@ -38,6 +38,9 @@ func copyDir(t testing.TB, dir string) string {
 	}
 	for _, de := range des {
 		b, err := os.ReadFile(filepath.Join(dir, de.Name()))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // a segment in the making
+		}
 		if err == nil {
 			err = os.WriteFile(filepath.Join(to, de.Name()), b, 0o600)
 		}
@@ -222,7 +225,7 @@ func TestReadDamage(t *testing.T) {
 		if b.header.count == 0 {
 			continue
 		}
-		flip(t, b.path, b.off+batchHeaderSize+100)
+		flip(t, b.path, b.off+batchHeaderSize+50)
 		var d *DamageError
 		if _, err := l.Read(b.header.first, 1); !errors.As(err, &d) || d.From != b.header.first {
 			t.Fatalf("read: %v", err)
@@ -230,7 +233,7 @@ func TestReadDamage(t *testing.T) {
 		if _, err := l.PosAt(b.header.first); !errors.As(err, &d) {
 			t.Fatalf("PosAt: %v", err)
 		}
-		flip(t, b.path, b.off+batchHeaderSize+100)
+		flip(t, b.path, b.off+batchHeaderSize+50)
 	}
 }
 
