@@ -227,7 +227,7 @@ func (s *Slot) verifySeal(n *Inode) {
 	if s.ahead() {
 		return
 	}
-	if s.intact(n) {
+	if s.intact(n) || s.lost(n) {
 		return
 	}
 	s.work.Add(1)
@@ -238,6 +238,23 @@ func (s *Slot) verifySeal(n *Inode) {
 			s.log.Error("repair of a control file", keyID, uint64(n.ID), keyErr, err)
 		}
 	}()
+}
+
+// lost reports whether n is known to be without its content on this slot.
+func (s *Slot) lost(n *Inode) bool {
+	s.tree.mu.RLock()
+	defer s.tree.mu.RUnlock()
+	now, err := s.ix.inode(n.ID)
+	if err != nil {
+		return false
+	}
+	h, err := s.tree.file(now)
+	if err != nil {
+		return false
+	}
+	defer h.release()
+	m, err := readMarkFd(h.fd)
+	return err == nil && m.Lost
 }
 
 // clearRepairs removes what a stop in the middle of a repair left.
