@@ -8,7 +8,10 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/dgraph-io/badger/v4"
 	"golang.org/x/sys/unix"
+
+	"slotfs/meta/oplog"
 )
 
 // ErrBacking: the file system under a data directory cannot keep a slot.
@@ -48,6 +51,30 @@ func (s *Slot) checkBacking() error {
 		s.log.Warn("neither ext4 nor XFS: power loss was not tested on this file system", keyPath, dir, "type", fmt.Sprintf("%#x", st.Type))
 	}
 	return nil
+}
+
+// pastDamage lets the log begin after damage in it, if recovery needs nothing of
+// what is lost: the index is past it. Slots that were away may need a resync.
+func (s *Slot) pastDamage(d *oplog.DamageError) bool {
+	dir := filepath.Join(s.dir, dirIndex)
+	for _, name := range []string{filepath.Join(s.dir, fileRebuild), filepath.Join(s.dir, fileResync)} {
+		if _, err := os.Lstat(name); err == nil {
+			return false // the index is a mixture
+		}
+	}
+	if _, err := os.Lstat(filepath.Join(dir, badger.ManifestFilename)); err != nil {
+		return false // there is none
+	}
+	x, err := openIndex(dir, s.log)
+	if err != nil {
+		return false
+	}
+	c := x.checkpointed().Pos.Seq
+	if err := x.close(); err != nil || c+1 < d.Next {
+		return false
+	}
+	s.Events.Add(Event{Kind: EventDamaged, Path: d.Path, Text: fmt.Sprintf("%v; the checkpoint is at entry %d, so nothing is lost but history", d, c)})
+	return true
 }
 
 // fastCommit reports whether the ext4 under dir uses fast commits; false if the

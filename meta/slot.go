@@ -203,6 +203,7 @@ func (s *Slot) open() (err error) {
 	lo := s.opt.Log
 	lo.Logger, lo.Reserve = s.log, s.Space
 	lo.OnFault = func(err error) { s.Fault(fmt.Errorf("log: %w", err)) }
+	lo.PastDamage = s.pastDamage
 	if s.Log, err = oplog.Open(filepath.Join(s.dir, dirLog), lo); err != nil {
 		return fmt.Errorf("open log: %w", err)
 	}

@@ -381,3 +381,40 @@ func TestStrayInTheWay(t *testing.T) {
 		t.Errorf("quarantine holds %v", kept)
 	}
 }
+
+// Damage in log that the checkpoint has passed costs history only.
+func TestDamagedLog(t *testing.T) {
+	w := newWorld(t, 5)
+	for range 300 {
+		w.step()
+	}
+	s := newTestSlot(t, Options{})
+	half := len(w.log.entries) / 2
+	s.feed(w.log.entries[:half])
+	s.settle()
+	s.feed(w.log.entries[half:])
+	s.settle()
+	want := s.treeState()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(filepath.Join(s.dir, dirLog, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw := w.log.entries[half/2].Raw
+	for _, path := range files {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		if i := bytes.Index(b, raw); i >= 0 {
+			flip(t, path, int64(i+len(raw)/2))
+		}
+	}
+	s.open()
+	sameState(t, "tree", s.treeState(), want)
+	if s.Events.Counts()[EventDamaged] != 1 || s.Log.First() <= uint64(half/2) {
+		t.Errorf("log begins at %d, events %v", s.Log.First(), s.Events.List())
+	}
+}
