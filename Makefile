@@ -82,9 +82,9 @@ soak: deps build ## ROUNDS rounds of load and kill -9, and of lost power, from S
 	@SLOTFS_BIN=$(CURDIR)/$(BIN) SLOTFS_SOAK_ROUNDS=$(ROUNDS) SLOTFS_SEED=$(SEED) \
 		$(GO) test -v -count=1 -timeout 0 -run '^(TestKill|TestPowerLoss)' ./integration
 
-install: build ## PREFIX/sbin/slotfs and the systemd unit
+install: build ## PREFIX/sbin/slotfs and the systemd units
 	install -D -m 755 $(BIN) $(DESTDIR)$(or $(PREFIX),/usr/local)/sbin/slotfs
-	install -D -m 644 packaging/slotfs@.service $(DESTDIR)/etc/systemd/system/slotfs@.service
+	install -D -m 644 -t $(DESTDIR)/etc/systemd/system packaging/slotfs.service packaging/slotfs@.service
 
 clean: ## remove what the targets above built
 	rm -rf bin
