@@ -11,6 +11,7 @@ import (
 
 	"slotfs/cmd/slotfs/admin"
 	"slotfs/gossip"
+	"slotfs/meta"
 	"slotfs/repl"
 )
 
@@ -26,11 +27,11 @@ func printStatus(w io.Writer, s *admin.Status) error {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", name, nodeState(&n), age(s.Time, n.Since), n.Gossip, dash(n.Repl), dash(n.Software))
 	}
 	fmt.Fprintln(t)
-	fmt.Fprintf(t, "STORE\tNODE\tROLE\tEPOCH\tSEQ\tLAG\tIN SYNC\tMOUNTED ON\tMESSAGES\tSIZE\n")
+	fmt.Fprintf(t, "STORE\tNODE\tROLE\tEPOCH\tPOS\tLAG\tIN SYNC\tMOUNTED ON\tMESSAGES\tSIZE\n")
 	var notes []string
 	for _, r := range slotRows(s) {
 		sl := &r.slot
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\t%d\t%s\n", sl.Store, r.node, role(&r), sl.Epoch, sl.Pos.Seq, lag(sl), yes(sl.InSync),
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%d\t%s\n", sl.Store, r.node, role(&r), sl.Epoch, sl.Pos, lag(sl), yes(sl.InSync),
 			mount(sl), sl.Messages, size(sl.Bytes))
 		for _, n := range []struct{ what, text string }{{"", sl.Doing}, {"FAULT: ", sl.Fault}, {"last error: ", sl.Error}} {
 			if n.text != "" {
@@ -38,12 +39,13 @@ func printStatus(w io.Writer, s *admin.Status) error {
 			}
 		}
 		if sl.Findings > 0 {
-			notes = append(notes, fmt.Sprintf("%s on %s: %d findings since start; see slotfs status --json", sl.Store, r.node, sl.Findings))
+			notes = append(notes, fmt.Sprintf("%s on %s: %d findings since start", sl.Store, r.node, sl.Findings))
 		}
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
+	notes = append(notes, findings(s)...)
 	for _, p := range s.Problems {
 		notes = append(notes, p.Text)
 	}
@@ -56,6 +58,25 @@ func printStatus(w io.Writer, s *admin.Status) error {
 		fmt.Fprintf(w, "! %s\n", n)
 	}
 	return nil
+}
+
+// shownFindings is how many findings of a slot are printed; JSON has more.
+const shownFindings = 5
+
+// findings tells the latest ones of the slots of the node that was asked.
+func findings(s *admin.Status) []string {
+	var out []string
+	for _, sl := range s.Slots {
+		list := slices.DeleteFunc(slices.Clone(sl.Findings), func(e meta.Event) bool { return e.Kind == meta.EventRecovery })
+		for _, e := range list[max(0, len(list)-shownFindings):] {
+			text := fmt.Sprintf("%s at %s: %s", sl.Store, e.Time.Format("2006-01-02 15:04:05"), e.Text)
+			if e.Path != "" {
+				text += fmt.Sprintf(" (%q)", e.Path)
+			}
+			out = append(out, text)
+		}
+	}
+	return out
 }
 
 // row is one slot of one node.

@@ -15,31 +15,24 @@ import (
 	"slotfs/cmd/slotfs/pki"
 )
 
-// Checked is what Check found usable on this machine.
-type Checked struct {
-	Node     *pki.Node
-	Warnings []string // worth a log line, no reason to refuse
-}
-
 // Check compares the config with the machine: certificates, directories, the
-// socket. It changes nothing. The error is Errors.
-func (c *Config) Check() (*Checked, error) {
+// socket. It changes nothing, and returns the node's certificate. The error is
+// Errors.
+func (c *Config) Check() (*pki.Node, error) {
 	k := &checker{c: c}
-	out := &Checked{Node: k.certificates()}
+	node := k.certificates()
 	k.socket()
 	k.slots()
 	k.sameDirs()
 	if len(k.errs) > 0 {
 		return nil, k.errs
 	}
-	out.Warnings = k.warnings
-	return out, nil
+	return node, nil
 }
 
 type checker struct {
-	c        *Config
-	errs     Errors
-	warnings []string
+	c    *Config
+	errs Errors
 }
 
 func (k *checker) fail(code exit.Code, key, remedy string, err error, format string, args ...any) {
@@ -126,10 +119,6 @@ func (k *checker) data(key string, s *Slot) {
 		k.fail(exit.Data, key, "", err, "%v", err)
 	case !fi.IsDir():
 		k.fail(exit.Data, key, "", nil, "%s is not a directory", s.Data)
-	default:
-		if w := fileSystemWarning(s.Data); w != "" {
-			k.warnings = append(k.warnings, key+": "+w)
-		}
 	}
 }
 
@@ -222,20 +211,5 @@ func (k *checker) sameDirs() {
 			}
 			uses = append(uses, u)
 		}
-	}
-}
-
-// fileSystemWarning says what is unsuitable about the file system of a data
-// directory: it must persist names in order (ext4 without fast_commit, XFS).
-func fileSystemWarning(dir string) string {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return ""
-	}
-	switch uint32(st.Type) {
-	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC:
-		return ""
-	default:
-		return fmt.Sprintf("%s is not on ext4 or XFS (type 0x%x): after a power failure names may be lost there", dir, uint32(st.Type))
 	}
 }

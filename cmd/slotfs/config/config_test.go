@@ -179,8 +179,8 @@ func TestCheckAccepts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Node == nil || got.Node.Name != "n1" {
-		t.Errorf("node certificate not loaded: %+v", got.Node)
+	if got == nil || got.Name != "n1" {
+		t.Errorf("node certificate not loaded: %+v", got)
 	}
 }
 

@@ -26,7 +26,8 @@ import (
 // serveHTTP answers on the admin socket, and on the metrics address if there
 // is one.
 func (n *Node) serveHTTP(wg *sync.WaitGroup) {
-	metrics := promhttp.HandlerFor(n.registry(), promhttp.HandlerOpts{})
+	metrics := promhttp.HandlerFor(n.registry(), promhttp.HandlerOpts{
+		ErrorHandling: promhttp.ContinueOnError, ErrorLog: slog.NewLogLogger(n.Log.Handler(), slog.LevelError)})
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) { st := n.Status(); answer(w, &st, nil) })

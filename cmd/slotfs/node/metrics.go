@@ -69,11 +69,12 @@ func (c collector) slot(s *Slot, gauge, counter emit) {
 	gauge(float64(st.Messages), "slot_messages", "Messages in the store.", "store", store)
 	gauge(float64(st.Bytes), "slot_bytes", "Bytes in the files of the store.", "store", store)
 	gauge(float64(s.Meta.Log.Size()), "slot_log_bytes", "Size of the slot's log.", "store", store)
+	// A node that got a new data directory has two slots of the store for a while.
 	for _, p := range r.Peers {
-		gauge(truth(p.Connected), "peer_connected", "Whether entries stream between this slot and the peer's.", "store", store, "peer", p.Node)
-		gauge(float64(p.LagEntries), "peer_lag_entries", "Entries between this slot and the peer's.", "store", store, "peer", p.Node)
-		gauge(float64(p.LagBytes), "peer_lag_bytes", "Bytes between this slot and the peer's.", "store", store, "peer", p.Node)
-		gauge(p.LagSeconds, "peer_lag_seconds", "Age of the oldest entry that is not on both sides.", "store", store, "peer", p.Node)
+		gauge(truth(p.Connected), "peer_connected", "Whether entries stream between this slot and the peer's.", "store", store, "peer", p.Node, "peer_slot", p.Slot.String())
+		gauge(float64(p.LagEntries), "peer_lag_entries", "Entries between this slot and the peer's.", "store", store, "peer", p.Node, "peer_slot", p.Slot.String())
+		gauge(float64(p.LagBytes), "peer_lag_bytes", "Bytes between this slot and the peer's.", "store", store, "peer", p.Node, "peer_slot", p.Slot.String())
+		gauge(p.LagSeconds, "peer_lag_seconds", "Age of the oldest entry that is not on both sides.", "store", store, "peer", p.Node, "peer_slot", p.Slot.String())
 	}
 	for kind, n := range s.Meta.Events.Counts() {
 		counter(float64(n), "findings_total", "Findings since start, by kind.", "store", store, "kind", kind)

@@ -40,7 +40,6 @@ type Node struct {
 	admin     net.Listener
 	metrics   net.Listener // may be nil
 	https     []*http.Server
-	warnings  []string
 	strangers *strangers
 	soon      chan struct{} // wakes publish
 
@@ -62,16 +61,11 @@ func (n *Node) Open(ctx context.Context) (err error) {
 			n.closeAll()
 		}
 	}()
-	checked, err := n.Config.Check()
-	if err != nil {
+	if n.Identity, err = n.Config.Check(); err != nil {
 		return err
 	}
-	n.Identity, n.warnings = checked.Node, checked.Warnings
 	n.strangers = &strangers{log: n.Log, seen: map[string]*gossip.Report{}}
 	n.Identity.Refused = n.strangers.refused
-	for _, w := range n.warnings {
-		n.Log.Warn(w)
-	}
 	prepareProcess(n.Log)
 	if err := n.listen(); err != nil {
 		return err

@@ -144,6 +144,10 @@ func (s *Slot) gossip() gossip.Slot {
 			g.Peers = append(g.Peers, gossip.PeerLag{ID: p.Slot, Connected: p.Connected, Entries: p.LagEntries, Bytes: p.LagBytes, Seconds: p.LagSeconds})
 		}
 	}
+	if p := st.Resync; p != nil {
+		st.Doing = fmt.Sprintf("resync from %s to seq %d: %d directories compared (%d equal), %d files (%d bytes) fetched, %d (%d bytes) to go, for %s",
+			p.From, p.Target.Seq, p.Dirs, p.Same, p.Files, p.Bytes, p.WantFiles, p.WantBytes, time.Since(p.Started).Round(time.Second))
+	}
 	g.Doing, g.Fault, g.Error = cut(st.Doing), cut(firstOf(st.Faulted, st.Diverged)), lastError(&st)
 	held := s.Meta.Stats()
 	g.Applied, g.Digest, g.Messages, g.Bytes = held.Pos.Seq, held.Digest.String(), held.Messages, held.Bytes
@@ -193,7 +197,7 @@ func (n *Node) Status() admin.Status {
 	n.publish()
 	st := admin.Status{
 		Node: n.Config.Node, Cluster: n.Identity.Cluster.ID, Version: n.Version, Time: time.Now(), Started: n.started,
-		PID: os.Getpid(), Nodes: n.Gossip.Members(), Problems: append(n.Gossip.Problems(), n.strangers.list()...), Warnings: slices.Clone(n.warnings),
+		PID: os.Getpid(), Nodes: n.Gossip.Members(), Problems: append(n.Gossip.Problems(), n.strangers.list()...),
 	}
 	for _, s := range n.Slots {
 		st.Slots = append(st.Slots, s.status())
