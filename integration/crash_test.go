@@ -23,9 +23,11 @@ var provoked = []string{
 	"connect to the primary on", // nobody listens there
 	"node does not answer",      // says gossip
 	"removing the mount that a killed process left",
-	"resync ",       // the log did not reach back, or it broke off
-	"one copy left", // the replica was dropped
-	"tls handshake", // the peer died in the middle of it
+	"resync ",                // the log did not reach back, or it broke off
+	"one copy left",          // the replica was dropped
+	"tls handshake",          // the peer died in the middle of it
+	"did not become primary", // the other, whose word it needs, is not there yet
+	"kept in rescue/",        // entries that nobody was told were kept
 }
 
 // rounds is how often the crash tests crash.

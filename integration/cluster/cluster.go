@@ -96,7 +96,8 @@ func New(d *scratch.Dir, nodes int, o Options) (*Cluster, error) {
 	return c, nil
 }
 
-// Add makes one more node. It joins through all nodes before it.
+// Add makes one more node. It joins through all nodes before it, and they
+// through it: a node that comes back alone must find the others by itself.
 func (c *Cluster) Add(name string) (*Node, error) {
 	n := &Node{Name: name, cluster: c, Dir: filepath.Join(c.Scratch.Path, name)}
 	for i := 2; ; i++ { // two nodes may have one name: that is a test
@@ -120,6 +121,14 @@ func (c *Cluster) Add(name string) (*Node, error) {
 	n.Gossip, n.Repl = ports[0], ports[1]
 	if err := n.init(); err != nil {
 		return nil, err
+	}
+	for _, other := range c.Nodes {
+		if other.Running() { // it has read its config
+			continue
+		}
+		if err := other.addJoin(n.Gossip); err != nil {
+			return nil, err
+		}
 	}
 	c.Nodes = append(c.Nodes, n)
 	return n, nil
@@ -250,9 +259,18 @@ func (c *Cluster) WaitInSync() error {
 	})
 }
 
-// WaitEqual waits until all running nodes have applied the same entry and
-// have the same digest, and returns it.
+// WaitEqual waits until all running nodes have applied the same entry, at
+// least the last that the primary has at this moment, and have the same
+// digest, and returns it.
 func (c *Cluster) WaitEqual() (digest string, err error) {
+	last := uint64(0)
+	if p := c.primary(); p != nil {
+		s, err := p.Slot()
+		if err != nil {
+			return "", err
+		}
+		last = s.Repl.Pos.Seq
+	}
 	err = c.Wait("equal digests", func() error {
 		var first *Digest
 		for _, n := range c.Nodes {
@@ -265,6 +283,9 @@ func (c *Cluster) WaitEqual() (digest string, err error) {
 			}
 			if first == nil {
 				first = &d
+			}
+			if d.Seq < last {
+				return fmt.Errorf("%s has applied %d of %d", n.Name, d.Seq, last)
 			}
 			if d.Seq != first.Seq || d.Digest != first.Digest {
 				return fmt.Errorf("%s has %s at %d, another %s at %d", n.Name, d.Digest, d.Seq, first.Digest, first.Seq)

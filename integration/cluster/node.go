@@ -73,6 +73,18 @@ func (n *Node) Running() bool {
 	}
 }
 
+// addJoin adds an address to gossip.join.
+func (n *Node) addJoin(addr string) error {
+	text, err := os.ReadFile(n.Config)
+	if err != nil {
+		return err
+	}
+	if strings.Contains(string(text), "join = []") {
+		return n.Edit("join = []", fmt.Sprintf("join = [%q]", addr))
+	}
+	return n.Edit("join = [", fmt.Sprintf("join = [%q, ", addr))
+}
+
 // Edit replaces a text of the config that must be there once.
 func (n *Node) Edit(old, new string) error {
 	text, err := os.ReadFile(n.Config)
