@@ -42,6 +42,10 @@ func TestLikePlainDirectory(t *testing.T) {
 		c.closeAll()
 		w.applied()
 		c.compareTree(w.tree(base))
+		w.compare()
+		if t.Failed() {
+			rt.Fatalf("after:\n%s", strings.Join(c.log, "\n"))
+		}
 	})
 }
 

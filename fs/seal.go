@@ -92,6 +92,9 @@ func (f *FS) sealOne(id op.ID, q quiet) error {
 		return nil
 	}
 	delete(f.dirty, id)
+	if errors.Is(err, meta.ErrNotExist) {
+		return nil // unlinked before it was noted
+	}
 	if err != nil {
 		return fmt.Errorf("read content: %w", err)
 	}
@@ -102,9 +105,6 @@ func (f *FS) sealOne(id op.ID, q quiet) error {
 func (f *FS) sumOf(id op.ID) (op.Sum, error) {
 	in, err := f.slot.Inode(id)
 	if err != nil {
-		if errors.Is(err, meta.ErrNotExist) {
-			err = nil
-		}
 		return op.Sum{}, err
 	}
 	sum, err := op.SumReader(io.NewSectionReader(reader{f, id}, 0, in.Size))

@@ -97,6 +97,7 @@ func (w *world) open(epoch uint64, options ...option) {
 // close unmounts and closes. A second call does nothing.
 func (w *world) close() {
 	w.t.Helper()
+	w.check()
 	if w.fs != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
@@ -110,6 +111,36 @@ func (w *world) close() {
 			w.t.Errorf("close slot: %v", err)
 		}
 		w.slot = nil
+	}
+}
+
+// check compares memory with the index, and the index with tree and log.
+func (w *world) check() {
+	w.t.Helper()
+	if w.fs == nil || w.slot == nil || w.quiet || w.slot.Faulted() != nil || !w.slot.Log.Leading() {
+		return
+	}
+	w.applied()
+	w.compare()
+	r, err := w.slot.Check(context.Background(), meta.CheckOptions{Content: true})
+	if err != nil {
+		w.t.Errorf("check: %v", err)
+		return
+	}
+	for _, f := range r.Findings {
+		w.t.Errorf("check: invariant %d: %s (id %d): %s", f.Invariant, f.Path, f.ID, f.Text)
+	}
+}
+
+// compare gives trimming a second, then reports differences.
+func (w *world) compare() {
+	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if len(w.fs.Compare()) == 0 {
+			return
+		}
+	}
+	for _, d := range w.fs.Compare() {
+		w.t.Errorf("memory and index: %s", d)
 	}
 }
 
