@@ -13,7 +13,8 @@ import (
 
 // TestRecoverWithoutAnything is the way out: both nodes are killed under load,
 // and "slotfs recover" makes each tree whole with nothing but the data
-// directory. The tree is then an ordinary Maildir.
+// directory. The tree is then an ordinary Maildir, and no node serves it again by
+// mistake.
 func TestRecoverWithoutAnything(t *testing.T) {
 	s := seed(t)
 	f := newCluster(t, 2, cluster.Options{})
@@ -28,13 +29,14 @@ func TestRecoverWithoutAnything(t *testing.T) {
 	<-done
 	for _, n := range f.Nodes {
 		must(t, n.Clear())
-		if _, err := n.RunBare("recover", n.Data); err != nil {
+		if _, err := n.RunBare("recover", n.Data, "--unlock"); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if _, err := w.Verify(f.Nodes[0].Tree(), workload.Durable); err != nil {
 		t.Error(err)
 	}
+	refused(t, f.Nodes[0].Start(), 4, f.Nodes[0].Data)
 	names, err := filepath.Glob(filepath.Join(f.Nodes[1].Tree(), "user", "cur", "*"))
 	if err != nil || len(names) == 0 {
 		t.Errorf("the replica's tree has %d messages in cur/, %v", len(names), err)

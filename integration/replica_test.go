@@ -197,7 +197,7 @@ func TestBareMountPoint(t *testing.T) {
 func TestTwoHistories(t *testing.T) {
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)
-	f.expect("diverged", "neither index nor log know this id", "tls handshake") // the branch that is given up goes to quarantine/
+	f.expect("diverged", "two histories", "neither index nor log know this id", "tls handshake") // the branch that is given up goes to quarantine/
 	must(t, f.StartPair())
 	n1, n2 := f.Nodes[0], f.Nodes[1]
 	must(t, deliver(n1.Mount, "ann", map[string][]byte{"common": []byte("common\n")}))
@@ -220,9 +220,6 @@ func TestTwoHistories(t *testing.T) {
 			}
 			return err
 		}))
-	}
-	if got, err := os.ReadFile(filepath.Join(n1.Tree(), "ann", "cur", "alone:2,")); err != nil || string(got) != "only on n1\n" {
-		t.Errorf("before the operator's choice: %q, %v", got, err)
 	}
 	// The operator chooses n2's branch. n1 may have resumed as a primary: it
 	// was alone in its in-sync set, and did not yet know of n2.
