@@ -326,6 +326,26 @@ func TestNewerVersion(t *testing.T) {
 	if _, err := Open(dir, Options{}); !errors.Is(err, ErrVersion) {
 		t.Fatal(err)
 	}
+
+	dir, _ = sample(t, true)
+	path := files(t, dir)[1]
+	h := encodeSegmentHeader(1, 1, 1)
+	h[11]++
+	binary.BigEndian.PutUint64(h[40:], xxhash.Sum64(h[:40]))
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(h, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(dir, Options{}); !errors.Is(err, ErrVersion) {
+		t.Fatal(err)
+	}
+	// A header that is merely damaged takes nothing away.
+	flip(t, path, 3)
+	open(t, dir, Options{})
 }
 
 // FuzzSegment reads segments that somebody has made up: nothing panics, and

@@ -80,7 +80,9 @@
 // everything after the last durable mark copied into its first batch, synced,
 // before anybody is told where the log ends.
 //
-// Open reads and verifies the whole log, about a second per GiB.
+// Open reads and verifies the whole log: a second or two per GiB. Damage that
+// it finds in entries which the slot no longer needs can be given up, see
+// Options.PastDamage; those files are kept.
 //
 // # Locks
 //

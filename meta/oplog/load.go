@@ -126,6 +126,11 @@ func readAll(fs fsys, dir string, write bool) (all []*found, err error) {
 		}
 		f := &found{segment: s}
 		all = append(all, f)
+		// A damaged header does not matter, the name and the batches say it all;
+		// but batches of a newer format may look like none.
+		if _, _, err := decodeSegmentHeader(s.f); errors.Is(err, ErrVersion) {
+			return all, fmt.Errorf("%s: %w", s.path, err)
+		}
 		if err := f.read(); err != nil {
 			return all, err
 		}

@@ -37,7 +37,7 @@ func Open(dir string, o Options) (*Log, error) {
 		o.fs = osFS{}
 	}
 	o.SegmentSize = roundUp(o.SegmentSize)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := makeDir(o.fs, dir); err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
 	l := &Log{
@@ -61,6 +61,18 @@ func Open(dir string, o Options) (*Log, error) {
 	go l.prepareLoop()
 	signal(l.prep)
 	return l, nil
+}
+
+// makeDir makes dir, durably, unless it exists.
+func makeDir(fs fsys, dir string) error {
+	_, err := os.Stat(dir)
+	if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return fs.SyncDir(filepath.Dir(dir))
 }
 
 func (l *Log) open() error {

@@ -212,12 +212,12 @@ func encodeSegmentHeader(num, id uint64, created int64) []byte {
 	return b
 }
 
-// decodeSegmentHeader returns ErrVersion for a newer format, io.ErrUnexpectedEOF
-// or errNoBatch for what is no header.
+// decodeSegmentHeader returns ErrVersion for a newer format, ErrCorrupt for what
+// is no header.
 func decodeSegmentHeader(r io.ReaderAt) (num, id uint64, err error) {
 	b := make([]byte, segHeaderSize)
 	if _, err := r.ReadAt(b, 0); err != nil {
-		return 0, 0, fmt.Errorf("read segment header: %w", err)
+		return 0, 0, fmt.Errorf("%w: read segment header: %w", op.ErrCorrupt, err)
 	}
 	if string(b[:8]) != segMagic || binary.BigEndian.Uint64(b[40:]) != xxhash.Sum64(b[:40]) {
 		return 0, 0, fmt.Errorf("segment header: %w", op.ErrCorrupt)
@@ -235,10 +235,11 @@ type window struct {
 	off  int64
 	b    []byte
 	step int
+	keep bool // what has been read stays valid
 }
 
 // at returns n bytes from off on, fewer at the end of the file. They are valid
-// until the next call.
+// until the next call, or for ever with keep.
 func (w *window) at(off int64, n int) ([]byte, error) {
 	if off < 0 || off >= w.size {
 		return nil, nil
@@ -248,7 +249,7 @@ func (w *window) at(off int64, n int) ([]byte, error) {
 		return w.b[off-w.off:][:n], nil
 	}
 	want := int(min(int64(max(n, w.step)), w.size-off))
-	if cap(w.b) < want {
+	if cap(w.b) < want || w.keep {
 		w.b = make([]byte, want)
 	}
 	w.b, w.off = w.b[:want], off
@@ -338,8 +339,8 @@ func isFormat(err error) bool {
 // which was last when the caller looked; they may be kept. It stops early
 // when fn returns false.
 func (s *segment) walk(off int64, from, last uint64, fn func(e *op.Entry, off int64) bool) error {
+	w := &window{r: s.f, size: s.size, step: 64 << 10, keep: true}
 	for next := from; next <= last; {
-		w := &window{r: s.f, size: s.size, step: 64 << 10}
 		h, body, err := batchAt(w, s.id, off)
 		for err == nil && h.last() < next {
 			off += h.extent()
