@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 )
 
 // crashFS is a file system in memory that knows what is on its disk. It keeps
@@ -37,6 +38,7 @@ const sector = 512
 type crashFile struct {
 	cur, disk []byte
 	dirty     map[int64]bool // sectors
+	bad       map[int64]bool // sectors that cannot be read
 	ino       int
 }
 
@@ -214,6 +216,11 @@ func (h *crashHandle) ReadAt(p []byte, off int64) (int, error) {
 	}
 	if off >= int64(len(h.f.cur)) {
 		return 0, io.EOF
+	}
+	for s := off / sector; s*sector < off+int64(len(p)); s++ {
+		if h.f.bad[s] {
+			return 0, &os.PathError{Op: "read", Path: h.path, Err: syscall.EIO}
+		}
 	}
 	n := copy(p, h.f.cur[off:])
 	if n < len(p) {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/cespare/xxhash/v2"
@@ -263,6 +264,49 @@ func TestTorn(t *testing.T) {
 	l = open(t, dir, Options{})
 	if torn, _ := filepath.Glob(filepath.Join(dir, "*.torn")); len(torn) != 0 || l.Last() != last {
 		t.Error(torn, l.Last())
+	}
+}
+
+// TestUnreadable: sectors that cannot be read are damage in the middle of the
+// log. At its end they keep it from opening: they are no torn tail.
+func TestUnreadable(t *testing.T) {
+	dir, want := sample(t, false)
+	all := batches(t, dir)
+	for i, b := range all {
+		if b.header.count == 0 {
+			continue
+		}
+		fs := newCrashFS(rand.New(rand.NewPCG(1, 1)))
+		for _, path := range files(t, dir) {
+			data, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fs.names[path] = &crashFile{cur: data, disk: data, dirty: map[int64]bool{}}
+		}
+		bad := (b.off + int64(i%2)*b.header.extent() - int64(i%2)) / sector // the first or the last
+		fs.names[b.path].bad = map[int64]bool{bad: true}
+		_, err := Open(dir, Options{fs: fs})
+		var d *DamageError
+		if i == len(all)-1 {
+			if errors.As(err, &d) || !errors.Is(err, syscall.EIO) {
+				t.Errorf("unreadable end: %v", err)
+			}
+			continue
+		}
+		if !errors.As(err, &d) || !errors.Is(err, syscall.EIO) || d.From != b.header.first {
+			if b.off == page && i > 0 && all[i-1].path == b.path || bad*sector >= b.off+batchHeaderSize+int64(b.header.bytes) {
+				continue
+			}
+			t.Errorf("seq %d is unreadable: %v", b.header.first, err)
+			continue
+		}
+		l, err := Open(dir, Options{fs: fs, PastDamage: func(*DamageError) bool { return true }})
+		if err != nil || l.First() != d.Next || l.Last() != want[len(want)-1].Pos() {
+			t.Errorf("past %v: %v", d, err)
+			continue
+		}
+		l.Close()
 	}
 }
 

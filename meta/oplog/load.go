@@ -101,6 +101,16 @@ func load(fs fsys, dir string, write bool, past func(*DamageError) bool) (ld *lo
 	if d != nil {
 		return nil, d.DamageError
 	}
+	// What cannot be read at the log's end may be there, so it is no torn tail.
+	newest := spare
+	if len(live) > 0 {
+		newest = append(newest, live[len(live)-1])
+	}
+	for _, f := range newest {
+		if errors.Is(f.flaw.err, errRead) {
+			return nil, fmt.Errorf("%s at %d: %w", f.path, f.flaw.off, f.flaw.err)
+		}
+	}
 	ld.finish(live, spare)
 	return ld, nil
 }

@@ -33,6 +33,7 @@ const (
 var (
 	errNoBatch = errors.New("no batch header")
 	errBody    = errors.New("batch does not match its header")
+	errRead    = errors.New("read segment")
 )
 
 // batchHeader is what precedes the entries of one group commit.
@@ -254,9 +255,15 @@ func (w *window) at(off int64, n int) ([]byte, error) {
 	}
 	w.b, w.off = w.b[:want], off
 	k, err := w.r.ReadAt(w.b, off)
+	if err != nil && !errors.Is(err, io.EOF) && want > n {
+		// What nobody asked for may be what cannot be read.
+		w.b = w.b[:n]
+		k, err = w.r.ReadAt(w.b, off)
+	}
 	w.b = w.b[:k]
 	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("read segment: %w", err)
+		w.b = nil
+		return nil, fmt.Errorf("%w: %w", errRead, err)
 	}
 	return w.b[:min(n, k)], nil
 }
@@ -325,14 +332,14 @@ func (s *segment) scan(fn func(h *batchHeader, es []*op.Entry)) (fl flaw, err er
 		if headerOK {
 			fl.extent = h.extent()
 		}
-		fl.next, fl.nextAt, err = s.search(w, s.end+page)
-		return fl, err
+		fl.next, fl.nextAt = s.search(w, s.end+page)
+		return fl, nil
 	}
 }
 
-// isFormat reports whether err is about what has been read, not about reading.
+// isFormat reports whether err is about what is on the disk.
 func isFormat(err error) bool {
-	return errors.Is(err, errNoBatch) || errors.Is(err, errBody) || errors.Is(err, op.ErrCorrupt)
+	return errors.Is(err, errRead) || errors.Is(err, errNoBatch) || errors.Is(err, errBody) || errors.Is(err, op.ErrCorrupt)
 }
 
 // walk calls fn for the entries from seq from on, up to the segment's last,
@@ -373,19 +380,17 @@ func (s *segment) walk(off int64, from, last uint64, fn func(e *op.Entry, off in
 	return nil
 }
 
-// search looks for a batch header of this segment from off on.
-func (s *segment) search(w *window, off int64) (first uint64, at int64, err error) {
+// search looks for a batch header of this segment from off on, past what cannot
+// be read.
+func (s *segment) search(w *window, off int64) (first uint64, at int64) {
 	for ; off < s.size; off += page {
-		b, err := w.at(off, batchHeaderSize)
-		if err != nil {
-			return 0, 0, err
-		}
+		b, _ := w.at(off, batchHeaderSize)
 		var h batchHeader
 		if h.decode(b, s.id, off) == nil {
-			return h.first, off, nil
+			return h.first, off
 		}
 	}
-	return 0, 0, nil
+	return 0, 0
 }
 
 // openSegment opens a file of the log by its name.
