@@ -302,6 +302,25 @@ func TestPrimaryComesBack(t *testing.T) {
 	}
 }
 
+// TestMountTakenAway: an umount behind our back is put right.
+func TestMountTakenAway(t *testing.T) {
+	needFUSE(t)
+	n := initNode(t, "n1")
+	n.start(t)
+	n.run(t, "promote", "mail1").want(t, exit.OK)
+	mnt := filepath.Join(n.dir, "mnt")
+	deliver(t, mnt, "alice", "one")
+	if err := syscall.Unmount(mnt, 0); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "mounted again", func() bool {
+		b, err := os.ReadFile(filepath.Join(mnt, "alice/Maildir/new/one"))
+		return err == nil && string(b) == "one"
+	})
+	deliver(t, mnt, "alice", "two")
+	n.run(t, "demote", "mail1").want(t, exit.OK)
+}
+
 // TestHooks: on_promote and on_demote run, in order, and know the epoch.
 func TestHooks(t *testing.T) {
 	needFUSE(t)

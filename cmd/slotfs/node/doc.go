@@ -29,6 +29,7 @@
 //
 // # Locks
 //
-// Slot.mu guards what changes with the mount; it is never held while waiting.
-// Slot.hook is held while a hook runs; it is taken without mu.
+// Slot.change is held while the mount is made or ended, Slot.hook while a hook
+// runs. Slot.mu guards the fields; it is never held while waiting. They are
+// taken in this order.
 package node

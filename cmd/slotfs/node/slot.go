@@ -30,11 +30,12 @@ type Slot struct {
 	node *Node
 	log  *slog.Logger
 
-	hook sync.Mutex // held while a hook runs
+	change sync.Mutex // held while the mount is made or ended; before hook and mu
+	hook   sync.Mutex // held while a hook runs
 
 	mu         sync.Mutex
 	fs         *fs.FS             // nil: not mounted
-	epoch      uint64             // of the mount
+	epoch      uint64             // from Mount to Unmount: in which it is primary; else 0
 	stopHook   context.CancelFunc // ends a running on_promote; may be nil
 	lastHook   *admin.HookOutcome
 	mountError string
@@ -43,6 +44,22 @@ type Slot struct {
 
 // Mount implements repl.Hooks: it mounts the store and starts on_promote.
 func (s *Slot) Mount(_ context.Context, epoch uint64) error {
+	s.change.Lock()
+	defer s.change.Unlock()
+	if err := s.mount(epoch); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.epoch = epoch
+	s.mu.Unlock()
+	if len(s.Conf.OnPromote) > 0 {
+		s.startOnPromote(epoch)
+	}
+	return nil
+}
+
+// mount mounts the store and watches the mount. The caller holds s.change.
+func (s *Slot) mount(epoch uint64) error {
 	f, err := fs.Mount(s.Conf.Mount, s.Meta, fs.Options{
 		ProtectMountPoint: s.Conf.ProtectMountPoint,
 		Status:            s.statusJSON,
@@ -54,17 +71,64 @@ func (s *Slot) Mount(_ context.Context, epoch uint64) error {
 	if err != nil {
 		s.mountError = err.Error()
 	}
-	s.fs, s.epoch = f, epoch
+	s.fs = f
 	s.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("mount %s on %s: %w", s.Conf.Store, s.Conf.Mount, err)
 	}
 	s.log.Info("mounted", "mount", s.Conf.Mount, "epoch", epoch)
 	s.node.publishSoon()
-	if len(s.Conf.OnPromote) > 0 {
-		s.startOnPromote(epoch)
-	}
+	go func() {
+		f.Wait()
+		s.lost(f, epoch)
+	}()
 	return nil
+}
+
+// remountEvery is the time between attempts to mount again.
+const remountEvery = 2 * time.Second
+
+// lost mounts again if f ended without our doing: somebody ran umount.
+func (s *Slot) lost(f *fs.FS, epoch uint64) {
+	s.change.Lock()
+	s.mu.Lock()
+	ours := s.fs != f
+	s.mu.Unlock()
+	if ours {
+		s.change.Unlock()
+		return
+	}
+	s.log.Error("the mount was taken away; mounting again", "mount", s.Conf.Mount)
+	ctx, cancel := context.WithTimeout(context.Background(), unmountTimeout)
+	defer cancel()
+	if err := f.Unmount(ctx); err != nil { // it is gone; this cleans up
+		s.log.Warn("clean up after the mount", "err", err)
+	}
+	s.mu.Lock()
+	s.fs = nil
+	s.mu.Unlock()
+	s.node.publishSoon()
+	for s.remount(epoch) != nil {
+		time.Sleep(remountEvery)
+		s.change.Lock()
+	}
+}
+
+// remount is one attempt to mount again; nil if it succeeded or is not wanted
+// any more. The caller holds s.change, which it releases.
+func (s *Slot) remount(epoch uint64) error {
+	defer s.change.Unlock()
+	s.mu.Lock()
+	wanted := s.epoch == epoch
+	s.mu.Unlock()
+	if !wanted {
+		return nil
+	}
+	err := s.mount(epoch)
+	if err != nil {
+		s.log.Error("mount again", "err", err)
+	}
+	return err
 }
 
 func (s *Slot) startOnPromote(epoch uint64) {
@@ -86,29 +150,34 @@ func (s *Slot) startOnPromote(epoch uint64) {
 // Unmount implements repl.Hooks: on_demote, refuse changes, unmount.
 func (s *Slot) Unmount(ctx context.Context, reason string) error {
 	s.mu.Lock()
-	f, epoch, stop := s.fs, s.epoch, s.stopHook
+	stop := s.stopHook
 	s.stopHook = nil
 	s.mu.Unlock()
-	if f == nil {
-		return nil
-	}
 	if stop != nil {
 		stop()
 	}
 	s.hooks.Wait()
-	if len(s.Conf.OnDemote) > 0 {
+	s.change.Lock()
+	defer s.change.Unlock()
+	s.mu.Lock()
+	f, epoch := s.fs, s.epoch
+	s.mu.Unlock()
+	if len(s.Conf.OnDemote) > 0 && epoch > 0 {
 		s.hook.Lock()
 		s.runHook(context.WithoutCancel(ctx), hookRun{"on_demote", s.Conf.OnDemote, epoch, s.hookEnv(epoch, "replica", reason)})
 		s.hook.Unlock()
+	}
+	s.mu.Lock()
+	s.fs, s.epoch = nil, 0
+	s.mu.Unlock()
+	defer s.node.publishSoon()
+	if f == nil {
+		return nil
 	}
 	f.Refuse(syscall.EROFS)
 	uctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unmountTimeout)
 	defer cancel()
 	err := f.Unmount(uctx)
-	s.mu.Lock()
-	s.fs = nil
-	s.mu.Unlock()
-	s.node.publishSoon()
 	var held *fs.HeldError
 	if errors.As(err, &held) {
 		s.log.Warn("the mount was in use; what these processes have cached stays readable to them", "mount", s.Conf.Mount, "err", err)
