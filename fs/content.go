@@ -305,6 +305,9 @@ func (f *FS) detach(n *node) error {
 	return f.once(func() error {
 		delete(f.byID, n.id)
 		n.id, n.sealed, n.vol, n.pend = 0, false, b, nil
+		for _, e := range n.names {
+			e.id = 0
+		}
 		if n.base != nil {
 			n.base.release()
 			n.base = nil

@@ -71,9 +71,11 @@
 //
 // A Put takes the checksum of the content without FS.mu, but with node.data
 // held, so that nobody writes meanwhile. A message published so is sealed:
-// writes and truncates are EPERM, everything else works. Files created directly
-// in cur/ or new/ are logged with their writes; like control files they are
-// sealed (op.Seal) when they have been quiet.
+// writes and truncates are EPERM, everything else works; it stays so under
+// whatever name it gets later, because the log has nothing to take it back with.
+// Files created directly in cur/ or new/, or moved there from another class, are
+// logged with their writes; like control files they are sealed (op.Seal) when
+// they have been quiet, and can be written after that.
 //
 // Directory times: mtime is the time of the last entry that changed the
 // directory, exactly what apply sets. Changes of volatile names move it in

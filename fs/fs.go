@@ -211,8 +211,8 @@ func now() int64 { return time.Now().UnixNano() }
 
 // missing is returned under mu by what needs something that is not in memory.
 type missing struct {
-	id  op.ID // an inode
-	dir *node // or the entries of this directory
+	ids []op.ID // inodes
+	dir *node   // or the entries of this directory
 }
 
 func (*missing) Error() string { return "not in memory" }
@@ -227,12 +227,14 @@ func (f *FS) locked(body func() error) error {
 			return err
 		}
 		if m.dir != nil {
-			err = f.loadDir(m.dir)
-		} else {
-			err = f.loadInode(m.id)
+			if err := f.loadDir(m.dir); err != nil {
+				return err
+			}
 		}
-		if err != nil {
-			return err
+		for _, id := range m.ids {
+			if err := f.loadInode(id); err != nil {
+				return err
+			}
 		}
 	}
 }

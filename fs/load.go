@@ -113,9 +113,12 @@ func (f *FS) loadDir(d *node) error {
 		}
 		return fmt.Errorf("load directory %d: %w", id, err)
 	}
+	var fresh dir // made without the lock: it may be long
+	fresh.cookie = firstCookie - 1
+	fresh.fill(d, list)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	d.dir.fill(d, list)
+	d.dir.ents, d.dir.order, d.dir.cookie, d.dir.loaded = fresh.ents, fresh.order, fresh.cookie, true
 	return nil
 }
 

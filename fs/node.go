@@ -270,7 +270,7 @@ func (f *FS) target(e *dirent) (*node, error) {
 	}
 	n := f.byID[e.id]
 	if n == nil {
-		return nil, &missing{id: e.id}
+		return nil, &missing{ids: []op.ID{e.id}}
 	}
 	e.n = n
 	n.names = append(n.names, e)

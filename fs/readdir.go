@@ -4,6 +4,8 @@ import (
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"slotfs/meta/op"
 )
 
 // Listings come without OPENDIR, so the offset alone says where one stands:
@@ -49,10 +51,14 @@ func (f *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryL
 		const least = 128 + 24 + 8 // bytes of an entry with its attributes
 		list := d.dir.from(in.Offset, int(in.Size)/least+1)
 		// Everything must be in memory before the first one is given out.
+		var absent []op.ID
 		for _, e := range list {
 			if _, err := f.target(e); err != nil {
-				return err
+				absent = append(absent, e.id)
 			}
+		}
+		if len(absent) > 0 {
+			return &missing{ids: absent}
 		}
 		plus := func(e fuse.DirEntry) bool { return out.AddDirLookupEntry(e) != nil }
 		if !f.dots(d, in.Offset, plus) {
