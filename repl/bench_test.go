@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -34,6 +35,7 @@ func benchStream(b *testing.B, size, callers int, mark string) {
 	each := b.N/callers + 1
 	b.ReportAllocs()
 	b.ResetTimer()
+	before := cpuTime()
 	for range callers {
 		wg.Go(func() {
 			for range each {
@@ -60,4 +62,14 @@ func benchStream(b *testing.B, size, callers int, mark string) {
 	}
 	wg.Wait()
 	b.StopTimer()
+	b.ReportMetric(float64((cpuTime()-before).Microseconds())/float64(b.N), "cpu-µs/op")
+}
+
+// cpuTime is what this process, both nodes, has used.
+func cpuTime() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

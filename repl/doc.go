@@ -65,7 +65,7 @@
 //	 5  u8   version of the frame format, now 1
 //	 6  u16  reserved, zero
 //	 8  u64  xxHash64 of bytes 0 to 7 and of the body; of an Entries frame only
-//	         of the body's first 16 bytes: each entry has checksums of its own
+//	         of the body's first 24 bytes: each entry has checksums of its own
 //	16       body
 //
 // Bodies:
@@ -73,8 +73,8 @@
 //	 1 Hello     JSON, first on each connection: purpose, who, history
 //	 2 Welcome   JSON, the grant
 //	 3 Refuse    JSON {code, text}; the connection ends
-//	 4 Entries   u64 committed, u64 wanted durable, entries as package op encodes them
-//	 5 Mark      u64 committed, u64 wanted durable
+//	 4 Entries   u64 committed, u64 wanted, u64 awaited, entries as package op encodes them
+//	 5 Mark      u64 committed, u64 wanted, u64 awaited
 //	 6 Ack       u64 received, u64 durable, u64 applied
 //	 7 Prepare   u64 epoch
 //	 8 Prepared  u64 epoch
@@ -86,9 +86,10 @@
 //
 // The replica dials. The sender reads from the log, so that a slow replica costs
 // no memory; entries that somebody waits for go at once, others within a
-// millisecond or when there are 64. A replica acknowledges receipt when nothing
-// more has arrived, and durability when its log has it; it fsyncs when told that
-// somebody waits (wanted). It withholds acknowledgements while more than 64 MiB
+// millisecond or when there are 64. A replica fsyncs when told that somebody
+// waits for durability (wanted). It acknowledges receipt at once if somebody
+// waits for that (awaited), or for 64 entries at a time, and durability when its
+// log has it; each acknowledgement says both. It withholds acknowledgements while more than 64 MiB
 // are received and not applied. Marks and Acks also serve as signs of life, four
 // in each timeout.
 //

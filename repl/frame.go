@@ -35,8 +35,26 @@ const (
 	frameTypes                         // one more than the highest
 )
 
-// marksSize is the length of the two marks that start an Entries frame.
-const marksSize = 16
+// marksSize is the length of the marks that start an Entries frame.
+const marksSize = 24
+
+// marks is what a primary says beside entries, all seqs.
+type marks struct {
+	committed uint64
+	wanted    uint64 // somebody waits for this to be durable
+	awaited   uint64 // somebody waits for the receipt of this
+}
+
+func (m marks) append(b []byte) []byte {
+	b = binary.BigEndian.AppendUint64(b, m.committed)
+	b = binary.BigEndian.AppendUint64(b, m.wanted)
+	return binary.BigEndian.AppendUint64(b, m.awaited)
+}
+
+// readMarks reads what starts an Entries frame, or is a Mark frame.
+func readMarks(b []byte) marks {
+	return marks{binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:]), binary.BigEndian.Uint64(b[16:])}
+}
 
 // batchBytes is how many bytes of entries a sender puts into one frame, unless
 // a single entry is larger.

@@ -126,7 +126,7 @@ func FuzzFrame(f *testing.F) {
 	f.Add(encode(frameEntries, make([]byte, marksSize), raw))
 	f.Add(encode(frameHello, []byte(`{"protocol":1,"for":"stream"}`), nil))
 	f.Add(encode(frameAck, make([]byte, 24), nil))
-	f.Add(append(encode(frameMark, make([]byte, 16), nil), encode(framePrepare, make([]byte, 8), nil)...))
+	f.Add(append(encode(frameMark, make([]byte, marksSize), nil), encode(framePrepare, make([]byte, 8), nil)...))
 	f.Add(encode(frameReply, []byte("{}"), nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := frameReader{r: bytes.NewReader(b)}

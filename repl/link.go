@@ -233,19 +233,18 @@ func (l *link) numbers(t frameType, v ...uint64) error {
 }
 
 // entries writes one Entries frame; it is sent off by flush.
-func (l *link) entries(committed, wanted uint64, list []*op.Entry) error {
+func (l *link) entries(m marks, list []*op.Entry) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	size := 0
 	for _, e := range list {
 		size += len(e.Raw)
 	}
-	var marks [marksSize]byte
-	binary.BigEndian.PutUint64(marks[0:], committed)
-	binary.BigEndian.PutUint64(marks[8:], wanted)
+	var b [marksSize]byte
+	head := m.append(b[:0])
 	l.out = append(l.out[:0], make([]byte, headerSize)...)
-	putHeader(l.out, frameEntries, marks[:], size)
-	l.out = append(l.out, marks[:]...)
+	putHeader(l.out, frameEntries, head, size)
+	l.out = append(l.out, head...)
 	for _, e := range list {
 		// Small entries share a record; a large one is encrypted where it lies.
 		if len(l.out)+len(e.Raw) <= 16<<10 {

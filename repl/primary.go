@@ -234,33 +234,26 @@ func (s *sender) run() error {
 	delay := time.NewTimer(time.Hour)
 	delay.Stop()
 	armed := false // delay runs
-	var told, hinted uint64
+	var told marks // what the replica has been told last
 	for {
 		appendedC, committedC, wantedC, awaitedC := log.Appended.Changed(), log.Committed.Changed(), log.Wanted.Changed(), log.Awaited.Changed()
-		appended, committed, wanted := log.Appended.Get(), log.Committed.Get(), log.Wanted.Get()
-		due := s.next <= appended && (max(wanted, log.Awaited.Get()) >= s.next || appended-s.next >= gatherEntries)
-		if due {
-			n, err := s.ship(committed, wanted)
-			if err != nil {
+		m := marks{log.Committed.Get(), log.Wanted.Get(), log.Awaited.Get()}
+		appended := log.Appended.Get()
+		if s.next <= appended && (max(m.wanted, m.awaited) >= s.next || appended-s.next >= gatherEntries) {
+			if err := s.ship(m); err != nil {
 				return err
 			}
-			told, hinted = committed, wanted
-			if n > 0 && s.next <= log.Appended.Get() {
-				continue
-			}
-			if err := s.l.flush(); err != nil {
-				return err
-			}
+			told = m
 			continue
 		}
-		if wanted > hinted {
+		if m.wanted > told.wanted || m.awaited > told.awaited {
 			// Somebody waits for what was sent already.
-			if err := s.l.numbers(frameMark, committed, wanted); err != nil {
+			if err := s.mark(m); err != nil {
 				return err
 			}
-			told, hinted = committed, wanted
+			told = m
 		}
-		if !armed && (s.next <= appended || committed > told) {
+		if !armed && (s.next <= appended || m.committed > told.committed) {
 			armed = true
 			if s.next <= appended {
 				delay.Reset(gather)
@@ -275,28 +268,24 @@ func (s *sender) run() error {
 		case <-committedC:
 		case <-delay.C:
 			armed = false
-			if s.next <= log.Appended.Get() {
-				if _, err := s.ship(committed, wanted); err != nil {
-					return err
-				}
-				if err := s.l.flush(); err != nil {
-					return err
-				}
-			} else if committed := log.Committed.Get(); committed > told {
-				if err := s.l.numbers(frameMark, committed, wanted); err != nil {
-					return err
-				}
+			var err error
+			if s.next <= appended {
+				err, told = s.ship(m), m
+			} else if m.committed > told.committed {
+				err, told = s.mark(m), m
 			}
-			told, hinted = committed, wanted
+			if err != nil {
+				return err
+			}
 		case e := <-s.toPrepare:
 			if err := s.l.numbers(framePrepare, e); err != nil {
 				return err
 			}
 		case <-heart.C:
-			if err := s.l.numbers(frameMark, committed, wanted); err != nil {
+			if err := s.mark(m); err != nil {
 				return err
 			}
-			told, hinted = committed, wanted
+			told = m
 		case <-s.l.closed:
 			return errors.New("closed")
 		}
@@ -306,21 +295,26 @@ func (s *sender) run() error {
 	}
 }
 
-// ship writes the next entries, as many as fit a frame.
-func (s *sender) ship(committed, wanted uint64) (n int, err error) {
+func (s *sender) mark(m marks) error { return s.l.numbers(frameMark, m.committed, m.wanted, m.awaited) }
+
+// ship writes the next entries, as many as fit a frame, and sends them off if
+// there are no more.
+func (s *sender) ship(m marks) error {
 	list, err := s.r.Log.Read(s.next, batchBytes)
 	if err != nil {
 		// Trimmed: the replica connects again, and is told to resync.
-		return 0, fmt.Errorf("read log at seq %d: %w", s.next, err)
+		return fmt.Errorf("read log at seq %d: %w", s.next, err)
 	}
-	if len(list) == 0 {
-		return 0, nil
+	if len(list) > 0 {
+		if err := s.l.entries(m, list); err != nil {
+			return err
+		}
+		s.next = list[len(list)-1].Seq + 1
 	}
-	if err := s.l.entries(committed, wanted, list); err != nil {
-		return 0, err
+	if s.next <= s.r.Log.Appended.Get() {
+		return nil
 	}
-	s.next = list[len(list)-1].Seq + 1
-	return len(list), nil
+	return s.l.flush()
 }
 
 // hear reads what the replica says.

@@ -258,7 +258,7 @@ func (f *following) receive(ctx context.Context) error {
 			if len(fr.body) != marksSize {
 				return fmt.Errorf("%w: marks of %d bytes", ErrWire, len(fr.body))
 			}
-			f.marks(fr.body)
+			err = f.marks(readMarks(fr.body))
 		case framePrepare:
 			if len(fr.body) != 8 {
 				return fmt.Errorf("%w: prepare of %d bytes", ErrWire, len(fr.body))
@@ -304,11 +304,8 @@ func (f *following) entries(ctx context.Context, body []byte) (err error) {
 		f.backlog.add(f.list[len(f.list)-1].Seq, bytes)
 		f.ackMu.Unlock()
 	}
-	f.marks(body)
-	if !f.l.more() {
-		if err := f.ack(false); err != nil {
-			return err
-		}
+	if err := f.marks(readMarks(body)); err != nil {
+		return err
 	}
 	return f.throttle(ctx)
 }
@@ -321,13 +318,23 @@ func (f *following) checkEpoch(b *op.EpochBegin) error {
 	return nil
 }
 
-// marks takes the committed mark and the flush hint in.
-func (f *following) marks(b []byte) {
+// marks takes the primary's marks in. Receipt is acknowledged at once if
+// somebody waits for it, or if much was received; otherwise together with the
+// durability of the same entries, which is a matter of milliseconds.
+func (f *following) marks(m marks) error {
 	log := f.r.Log
-	log.Commit(binary.BigEndian.Uint64(b))
-	if wanted := binary.BigEndian.Uint64(b[8:]); wanted > log.Durable.Get() {
-		log.Flush(wanted)
+	log.Commit(m.committed)
+	if m.wanted > log.Durable.Get() {
+		log.Flush(m.wanted)
 	}
+	f.ackMu.Lock()
+	told := f.told[0]
+	f.ackMu.Unlock()
+	have := log.Appended.Get()
+	if have > told && (m.awaited > told || have-told >= gatherEntries) && !f.l.more() {
+		return f.ack(false)
+	}
+	return nil
 }
 
 // verifyContent compares content with the checksum beside it.

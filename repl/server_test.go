@@ -94,7 +94,7 @@ func TestGarbageConnections(t *testing.T) {
 		"wrong first": encode(frameAck, make([]byte, 24), nil),
 		"short ack":   join(greeting, encode(frameAck, make([]byte, 7), nil)),
 		"mad ack":     join(greeting, encode(frameAck, bytes.Repeat([]byte{0xff}, 24), nil)),
-		"odd type":    join(greeting, encode(frameEntries, make([]byte, 16), nil)),
+		"odd type":    join(greeting, encode(frameEntries, make([]byte, marksSize), nil)),
 	} {
 		c, err := tls.Dial("tcp", a.cable.addr(), client)
 		if err != nil {
@@ -141,6 +141,7 @@ func TestBadEntriesRefused(t *testing.T) {
 	if got := b.log.Appended.Get(); got >= e.Seq {
 		t.Errorf("the replica took seq %d in", got)
 	}
+	a.kill() // it could not commit that entry when it stops
 }
 
 func TestQuery(t *testing.T) {

@@ -38,12 +38,12 @@ func (r *Member) serveTail(ctx context.Context, l *link, h hello) {
 			return // without the mark: the other side sees that it ended early
 		}
 		l.deadline(fetchIdle)
-		if l.entries(0, 0, list) != nil || l.flush() != nil {
+		if l.entries(marks{}, list) != nil || l.flush() != nil {
 			return
 		}
 		next = list[len(list)-1].Seq + 1
 	}
-	if l.numbers(frameMark, last.Seq, 0) == nil {
+	if l.numbers(frameMark, last.Seq, 0, 0) == nil {
 		_, _ = l.next()
 	}
 }
