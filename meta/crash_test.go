@@ -19,7 +19,7 @@ import (
 )
 
 var (
-	crashSeeds = flag.Int("crash.seeds", 60, "how many random histories the crash tests run")
+	crashSeeds = flag.Int("crash.seeds", 25, "how many random histories the crash tests run")
 	crashFirst = flag.Uint64("crash.first", 1, "the first of their seeds")
 )
 

@@ -10,11 +10,14 @@
 //	index/        badger; its keys and records are described in record.go
 //	trash/        <id>: files that lost their last name, freed later
 //	stage/        <seq>: content on its way, named by the first Chunk's seq;
-//	              repair-…: a good copy about to replace a damaged one
+//	              repair-…: a good copy about to replace a damaged one;
+//	              sync-…: content that a resync fetched; limbo-…, new-…: of
+//	              reconcile
 //	quarantine/   damaged and unexplained files, each with a record in JSON
 //	rescue/       log of lost branches
 //	volatile/     spilled content of files that fs keeps in memory; emptied at start
 //	resync.json   there while a resync is under way: index and tree are a mixture
+//	rebuild.json  there while the index is made anew, or is to be at the next start
 //
 // Every file and directory in tree/ carries its id in the attribute
 // trusted.slotfs (mark.go). Volatile files are not in here at all: fs keeps
@@ -51,6 +54,11 @@
 // in between, in any order, and there is no path by which an operation could be
 // repeated safely. Comparing states is idempotent at any crash point, and the same
 // code serves resync and check.
+//
+// Where to read: recover.go says what recovery does, reconcile.go how the tree
+// follows, rebuild.go how the index is made anew if badger's files are damaged
+// or gone, resync.go how a slot becomes another one's copy without its log, and
+// check.go which invariants all this keeps.
 //
 // A file that loses its last name goes to trash/, never to nothing, as recovery
 // may have to return to an entry before the loss. It is freed at the checkpoint
