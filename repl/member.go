@@ -94,6 +94,7 @@ type Member struct {
 	events  []Event
 	lastErr string
 	errTime time.Time
+	passing bool // lastErr is the network's, and forgotten when that is back
 	waiters map[uint64]chan error
 	nextID  uint64
 	conns   uint64 // number of the last replica's connection
@@ -357,13 +358,17 @@ func (r *Member) forget(after uint64) {
 func (r *Member) fail(err error) {
 	r.mu.Lock()
 	same := r.lastErr == err.Error() && time.Since(r.errTime) < time.Minute
-	r.lastErr = err.Error()
+	r.lastErr, r.passing = err.Error(), absent(err)
 	if !same {
 		r.errTime = time.Now()
 	}
+	level := slog.LevelWarn
+	if r.passing {
+		level = slog.LevelInfo // a node was stopped, or a cable cut: its peers say what it means
+	}
 	r.mu.Unlock()
 	if !same {
-		r.logger.Warn("replication", keyErr, err)
+		r.logger.Log(context.Background(), level, "replication", keyErr, err)
 	}
 	r.changed.notify()
 }

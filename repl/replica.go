@@ -224,6 +224,9 @@ func (r *Member) meetPrimary(w welcome, h hello) error {
 func (r *Member) joined(peer PeerSlot, w welcome) {
 	r.mu.Lock()
 	yield := r.notes.Yield
+	if r.passing {
+		r.lastErr, r.errTime, r.passing = "", time.Time{}, false
+	}
 	r.mu.Unlock()
 	if yield {
 		if err := r.note(func(n *notes) { n.Yield = false }); err != nil {

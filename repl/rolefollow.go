@@ -109,11 +109,7 @@ func (m *machine) resume() {
 	// Give gossip a moment to name peers that once were members, so that one
 	// that was promoted meanwhile is heard of. A slot that always was alone need
 	// not wait.
-	alone := true
-	for _, e := range m.v.hist {
-		alone = alone && len(e.Members) == 1
-	}
-	if !alone && m.now.Sub(m.booted) < m.timeout && !m.allAnswered(last.Members) {
+	if m.now.Sub(m.booted) < m.timeout && !m.formerMembersAsked() {
 		m.doing = "waiting for peers before resuming as primary"
 		return
 	}
@@ -121,10 +117,14 @@ func (m *machine) resume() {
 	m.askAll()
 }
 
-func (m *machine) allAnswered(slots []op.SlotID) bool {
-	for _, s := range slots {
-		if s != m.self && m.peer(s).answered.Before(m.booted) {
-			return false
+// formerMembersAsked is whether every slot that ever was in the in-sync set, as
+// far as the history goes, has answered since the start, or failed to.
+func (m *machine) formerMembersAsked() bool {
+	for _, e := range m.v.hist {
+		for _, s := range e.Members {
+			if p := m.peers[s]; s != m.self && (p == nil || p.answered.Before(m.booted) && p.failed.Before(m.booted)) {
+				return false
+			}
 		}
 	}
 	return true
