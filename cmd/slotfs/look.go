@@ -77,6 +77,9 @@ and is compared by running the command on both nodes.`,
 			if len(args) == 2 {
 				q.Set("path", args[1])
 			}
+			if !asJSON {
+				q.Set("wait", "1") // people want to compare
+			}
 			var d admin.Digest
 			if err := a.get(cmd, "/v1/digest", q, &d); err != nil {
 				return err

@@ -5,7 +5,7 @@
 // mode and group come from the config, and nothing of it is on the network.
 //
 //	GET  /v1/status                     Status
-//	GET  /v1/digest?store=S&path=P      Digest
+//	GET  /v1/digest?store=S&path=P      Digest; with wait=1 when other nodes are at the same seq, or soon
 //	GET  /v1/log?store=S&since=N&user=U a LogLine per line
 //	POST /v1/check     CheckRequest     meta.Report
 //	POST /v1/promote   PromoteRequest   Outcome

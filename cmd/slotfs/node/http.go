@@ -121,45 +121,77 @@ func (n *Node) slot(store string) (*Slot, error) {
 }
 
 func (n *Node) getDigest(w http.ResponseWriter, r *http.Request) {
-	d, err := n.digest(r.FormValue("store"), r.FormValue("path"))
+	var patience time.Duration
+	if r.FormValue("wait") != "" {
+		patience = digestPatience
+	}
+	d, err := n.digest(r.Context(), r.FormValue("store"), r.FormValue("path"), patience)
 	answer(w, d, err)
 }
 
-func (n *Node) digest(store, path string) (*admin.Digest, error) {
+// digestPatience is how long a digest waits for the other nodes to say theirs
+// at the same seq: what gossip knows is a second old.
+const digestPatience = 2 * time.Second
+
+func (n *Node) digest(ctx context.Context, store, path string, patience time.Duration) (*admin.Digest, error) {
 	s, err := n.slot(store)
 	if err != nil {
 		return nil, err
 	}
-	d := &admin.Digest{Store: store, Path: path, Node: n.Config.Node}
+	enough := time.NewTimer(patience)
+	defer enough.Stop()
+	for {
+		changed := n.Gossip.Changed()
+		d, err := s.digest(path)
+		if err != nil || path != "" {
+			return d, err
+		}
+		comparable := true
+		for _, m := range n.Gossip.Members() {
+			for _, g := range m.Slots {
+				if !m.Self && g.Store == store && g.Digest != "" {
+					d.Peers = append(d.Peers, admin.PeerDigest{Node: m.Name, Seq: g.Applied, Digest: g.Digest})
+					comparable = comparable && (!m.Alive || g.Applied == d.Seq)
+				}
+			}
+		}
+		if comparable || patience == 0 {
+			return d, nil
+		}
+		select {
+		case <-changed:
+		case <-enough.C:
+			return d, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// digest is that of the slot, or of a directory in it.
+func (s *Slot) digest(path string) (*admin.Digest, error) {
+	d := &admin.Digest{Store: s.Conf.Store, Path: path, Node: s.node.Config.Node}
 	id := op.Root
 	if path != "" {
+		var err error
 		if id, err = s.Meta.Lookup(path); err != nil {
-			return nil, fmt.Errorf("%s in store %s: %w", path, store, err)
+			return nil, fmt.Errorf("%s in store %s: %w", path, d.Store, err)
 		}
 	}
 	// The parts are not taken in one step; again if something was applied
 	// between them.
 	for range 100 {
 		d.Seq, d.Digest = s.Meta.Digest()
-		whole, files, bytes, err := s.Meta.DirDigest(id)
+		below, files, bytes, err := s.Meta.DirDigest(id)
 		if err != nil {
-			return nil, fmt.Errorf("%s in store %s: %w", path, store, err)
+			return nil, fmt.Errorf("%s in store %s: %w", path, d.Store, err)
 		}
 		d.Files, d.Bytes = files, bytes
 		if path != "" {
-			d.Digest = whole
+			d.Digest = below
 		}
 		if after, _ := s.Meta.Digest(); after == d.Seq {
 			break
-		}
-	}
-	if path == "" {
-		for _, m := range n.Gossip.Members() {
-			for _, g := range m.Slots {
-				if !m.Self && g.Store == store && g.Digest != "" {
-					d.Peers = append(d.Peers, admin.PeerDigest{Node: m.Name, Seq: g.Applied, Digest: g.Digest})
-				}
-			}
 		}
 	}
 	return d, nil
