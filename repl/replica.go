@@ -137,6 +137,7 @@ type following struct {
 	peer   PeerSlot
 	epoch  uint64 // of the primary when it welcomed us
 	silent time.Duration
+	beat   time.Duration // between signs of life
 	joined bool
 
 	heard atomic.Int64 // unix ns
@@ -162,7 +163,10 @@ func (f *following) stream(ctx context.Context) error {
 	}
 	f.l.deadline(0)
 	f.epoch = w.Last.Epoch
-	f.silent = max(time.Duration(w.TimeoutMS)*time.Millisecond, f.r.Timeout)
+	theirs := time.Duration(w.TimeoutMS) * time.Millisecond
+	f.silent = max(theirs, f.r.Timeout)
+	// The primary loses patience by its own replica_timeout, which may be less.
+	f.beat = max(min(theirs, f.r.Timeout)/4, 5*time.Millisecond)
 	f.joined = true
 	f.r.joined(f.peer, w)
 	f.heard.Store(time.Now().UnixNano())
@@ -389,7 +393,7 @@ func (f *following) ack(force bool) error {
 // happens. It also watches for the primary's.
 func (f *following) acknowledge(ctx context.Context) {
 	log := f.r.Log
-	heart := time.NewTicker(max(f.r.Timeout/4, 5*time.Millisecond))
+	heart := time.NewTicker(f.beat)
 	defer heart.Stop()
 	if f.ack(true) != nil {
 		return
