@@ -143,9 +143,10 @@ func (l *Log) SetApplied(seq uint64) {
 
 // Reserve returns when there is room to append an operation with n bytes of
 // content. Call it before Append, without locks. It waits while too much is
-// unapplied, or not yet received by the peers.
+// unapplied, or not yet received by the peers. With n 0 the disks are not asked:
+// what adds nothing (to remove a file, above all) must work on a full one.
 func (l *Log) Reserve(ctx context.Context, n int) error {
-	if l.o.Reserve != nil {
+	if l.o.Reserve != nil && n > 0 {
 		if err := l.o.Reserve(int64(n)); err != nil {
 			return err
 		}
@@ -201,9 +202,13 @@ func (l *Log) admitLocked(n int64) (wait bool, err error) {
 			return false, l.prepErr
 		}
 		return true, nil
-	default:
-		return l.pending > 0, nil
+	case l.pending > 0:
+		if l.wantLocked(l.last.Seq) {
+			signal(l.kick)
+		}
+		return true, nil
 	}
+	return false, nil
 }
 
 // Append puts o into the log, in memory, and returns its entry. It never
@@ -267,11 +272,17 @@ func (l *Log) addLocked(e *op.Entry) {
 	if b, ok := e.Op.(*op.EpochBegin); ok {
 		l.epochs = append(l.epochs, EpochStart{e.Pos(), b})
 	}
-	if !l.timerArmed {
+	l.Appended.advance(e.Seq)
+	switch {
+	case l.pending >= batchBytes:
+		// A full batch: waiting any longer would gather nothing more.
+		if l.wantLocked(e.Seq) {
+			signal(l.kick)
+		}
+	case !l.timerArmed:
 		l.timerArmed = true
 		l.timer.Reset(l.o.FlushDelay)
 	}
-	l.Appended.advance(e.Seq)
 }
 
 // delayed runs FlushDelay after the first entry since it ran last.
