@@ -174,15 +174,18 @@ func (f *FS) Refuse(errno syscall.Errno) {
 }
 
 // admit is called without locks by what is going to append n bytes. It blocks
-// while too much is unapplied or the replica is too far behind.
+// while too much is unapplied or the replica is too far behind. What does not
+// grow anything is not asked for space: its entry comes out of the reserve, or
+// nobody could remove mail from a full disk.
 func (f *FS) admit(n int64, grows bool) error {
 	if e := f.refused.Load(); e != 0 {
 		return syscall.Errno(e)
 	}
-	if grows {
-		if err := f.slot.Space(n); err != nil {
-			return err
-		}
+	if !grows {
+		return f.oplog.Reserve(f.ctx, 0)
+	}
+	if err := f.slot.Space(n + overhead); err != nil {
+		return err
 	}
 	return f.oplog.Reserve(f.ctx, int(n)+overhead)
 }

@@ -37,7 +37,7 @@ func (f *FS) pack(n *node) (*parcel, error) {
 			return nil, err
 		}
 		p.sum = op.SumOf(p.data)
-		return p, f.admit(b.size, false)
+		return p, f.admit(b.size, true)
 	}
 	if p.sum, err = op.SumReader(io.NewSectionReader(b, 0, b.size)); err != nil {
 		return nil, fmt.Errorf("checksum of volatile file: %w", err)
@@ -48,7 +48,7 @@ func (f *FS) pack(n *node) (*parcel, error) {
 		if err != nil && err != io.EOF {
 			return nil, err
 		}
-		if err := f.admit(int64(k), false); err != nil {
+		if err := f.admit(int64(k), true); err != nil {
 			return nil, err
 		}
 		err = f.once(func() error {

@@ -35,7 +35,7 @@ func (f *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName strin
 		return fuse.EINVAL
 	}
 	m := move{from: in.NodeId, oldName: oldName, to: in.Newdir, newName: newName, flags: in.Flags}
-	w, err := f.move(&m, nil)
+	_, w, err := f.move(&m)
 	if err == nil {
 		err = f.await(w)
 	}
@@ -46,20 +46,23 @@ func (f *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName strin
 func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
 	f.enter(&in.InHeader)
 	m := move{node: in.Oldnodeid, to: in.NodeId, newName: name, flags: unix.RENAME_NOREPLACE}
-	w, err := f.move(&m, func(n *node) { n.entry(out) })
+	n, w, err := f.move(&m)
 	if err == nil {
 		err = f.await(w)
+	}
+	if err == nil { // with an error the kernel takes no reference
+		f.once(func() error { n.entry(out); return nil })
 	}
 	return f.errno(&in.InHeader, err)
 }
 
-// move carries m out; done is called under mu when it was.
-func (f *FS) move(m *move, done func(*node)) (wait, error) {
+// move carries m out, and returns what was renamed or linked.
+func (f *FS) move(m *move) (*node, wait, error) {
 	if err := checkName(m.newName); err != nil {
-		return wait{}, err
+		return nil, wait{}, err
 	}
-	if err := f.admit(0, false); err != nil {
-		return wait{}, err
+	if err := f.admit(0, m.from == 0); err != nil {
+		return nil, wait{}, err
 	}
 	for {
 		var pub *node
@@ -71,23 +74,23 @@ func (f *FS) move(m *move, done func(*node)) (wait, error) {
 			return err
 		})
 		if err != nil {
-			return wait{}, err
+			return nil, wait{}, err
 		}
-		w, err := f.moveWith(m, pub, done)
+		n, w, err := f.moveWith(m, pub)
 		if err != errAgain {
-			return w, err
+			return n, w, err
 		}
 	}
 }
 
 // moveWith is one try of move; pub is what must be published for it, or nil.
-func (f *FS) moveWith(m *move, pub *node, done func(*node)) (w wait, err error) {
+func (f *FS) moveWith(m *move, pub *node) (n *node, w wait, err error) {
 	var p *parcel
 	if pub != nil {
 		pub.data.Lock()
 		defer pub.data.Unlock()
 		if p, err = f.pack(pub); err != nil {
-			return w, err
+			return nil, w, err
 		}
 	}
 	err = f.locked(func() error {
@@ -104,12 +107,11 @@ func (f *FS) moveWith(m *move, pub *node, done func(*node)) (w wait, err error) 
 		if m.flags&unix.RENAME_EXCHANGE != 0 {
 			return f.exchange(x)
 		}
-		if w, err = f.perform(m, x, p); err == nil && done != nil {
-			done(x.n)
-		}
+		n = x.n
+		w, err = f.perform(m, x, p)
 		return err
 	})
-	return w, err
+	return n, w, err
 }
 
 // find looks up what m is about and checks that it may be done. mu is held.

@@ -406,4 +406,12 @@ func TestDiskFull(t *testing.T) {
 		t.Errorf("delivery: %v, want ENOSPC", err)
 	}
 	w.want("u/tmp/m", "x")
+	// What makes room, or takes none, works.
+	w.must(os.Chmod(w.path("u/f"), 0o600))
+	w.must(os.Rename(w.path("u/f"), w.path("u/g")))
+	w.must(os.Truncate(w.path("u/g"), 0))
+	w.must(os.Remove(w.path("u/g")))
+	w.must(os.Remove(w.path("u/tmp/m")))
+	w.must(os.RemoveAll(w.path("u")))
+	w.applied()
 }
