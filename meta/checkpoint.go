@@ -48,7 +48,7 @@ func (s *Slot) maybeCheckpoint(ctx context.Context, due *time.Timer) error {
 		}
 	}
 	a.checkpointAt = time.Now()
-	st, err := s.ix.freeze()
+	st, err := s.freeze()
 	if err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
@@ -90,7 +90,7 @@ func (s *Slot) checkpoint() error {
 	if !s.ix.changed() {
 		return nil
 	}
-	st, err := s.ix.freeze()
+	st, err := s.freeze()
 	if err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
@@ -98,6 +98,15 @@ func (s *Slot) checkpoint() error {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
 	return nil
+}
+
+// freeze begins a checkpoint.
+func (s *Slot) freeze() (state, error) {
+	st, err := s.ix.freeze()
+	if err == nil && s.trash != nil {
+		s.trash.begin()
+	}
+	return st, err
 }
 
 // finishCheckpoint makes tree and index durable at st.

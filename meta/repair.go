@@ -35,6 +35,11 @@ func (s *Slot) repair(ctx context.Context, id op.ID, changed uint64, cause error
 	if s.intact(n) {
 		return nil // somebody else has repaired it
 	}
+	// The index changes before the content does: if it has not, what was read
+	// just now was whole.
+	if now, err := s.find(id); err != nil || now.Changed != changed || now.Sum == nil {
+		return errors.Join(errChanged, err)
+	}
 	path := s.pathOf(n)
 	data, err := s.fetch(ctx, n)
 	if err != nil {
@@ -223,21 +228,24 @@ func (s *Slot) keepBad(at physical, n *Inode, cause error) (string, error) {
 
 // verifySeal compares what a Seal says with this slot's own copy: the one
 // moment at which the control files of all slots are compared byte by byte.
+//
+// It goes on beside the applier. If that changes the file meanwhile, there is
+// nothing to compare any more: repair looks before it acts.
 func (s *Slot) verifySeal(n *Inode) {
 	if s.ahead() {
 		return
 	}
-	if s.intact(n) || s.lost(n) {
-		return
-	}
-	s.work.Add(1)
-	go func() {
-		defer s.work.Done()
+	s.work.Go(func() {
+		s.sealing.Lock()
+		defer s.sealing.Unlock()
+		if s.ctx.Err() != nil || s.intact(n) || s.lost(n) {
+			return
+		}
 		err := s.repair(s.ctx, n.ID, n.Changed, errors.New("content differs from the primary's seal"))
 		if err != nil && !errors.Is(err, errChanged) && !errors.Is(err, ErrNotExist) && s.ctx.Err() == nil {
 			s.log.Error("repair of a control file", keyID, uint64(n.ID), keyErr, err)
 		}
-	}()
+	})
 }
 
 // lost reports whether n is known to be without its content on this slot.

@@ -48,7 +48,9 @@ type Slot struct {
 
 	ctx    context.Context // ends with the slot
 	cancel context.CancelCauseFunc
-	work   sync.WaitGroup // background repairs
+	work   sync.WaitGroup // verification of seals, and what it repairs
+
+	sealing sync.Mutex // one such verification at a time
 
 	applier applier
 

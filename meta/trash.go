@@ -19,7 +19,7 @@ type trash struct {
 	t *tree
 
 	mu   sync.Mutex
-	now  uint64 // number of checkpoints since the start
+	now  uint64 // number of checkpoints begun since the start
 	held map[op.ID]trashedFile
 	keep func(op.ID) bool // nil: keep nothing longer than that
 }
@@ -65,10 +65,16 @@ func (r *trash) inode(id op.ID) (*Inode, error) {
 	return f.n, nil
 }
 
-// free counts a finished checkpoint and removes what is old enough and not kept.
+// begin counts a checkpoint; what comes later is not in it.
+func (r *trash) begin() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.now++
+}
+
+// free removes, when a checkpoint is done, what is old enough and not kept.
 func (r *trash) free() error {
 	r.mu.Lock()
-	r.now++
 	keep := r.keep
 	var old []op.ID
 	for id, f := range r.held {
