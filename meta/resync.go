@@ -60,6 +60,7 @@ type resyncing struct {
 	pending  []*Inode     // directories whose entries wait to be written
 	staged   []op.ID      // fetched, not durable so far
 	bytes    int64        // of staged
+	cursor   op.ID        // where ResyncWanted goes on
 }
 
 // resyncMarker is the content of resync.json.
@@ -264,9 +265,9 @@ func (s *Slot) ResyncBegin(t ResyncTarget) error {
 	if err := r.save(); err != nil {
 		return err
 	}
-	r.pending, r.staged, r.bytes = nil, nil, 0
+	r.pending, r.staged, r.bytes, r.cursor = nil, nil, 0, 0
 	s.setResync(r)
-	return s.countWanted()
+	return s.recountWanted()
 }
 
 // firstResync prepares a slot whose index and tree are whole.

@@ -37,10 +37,26 @@ func syncID(name string) (op.ID, bool) {
 	return op.ID(id), err == nil
 }
 
-// countWanted fills in what the status says is to be fetched.
-func (s *Slot) countWanted() error {
+// countWanted adds to what the status says is to be fetched.
+func (s *Slot) countWanted(ids []op.ID, inodes []*Inode) {
+	var bytes uint64
+	left := ids // in the order of inodes
+	for _, n := range inodes {
+		if len(left) > 0 && left[0] == n.ID {
+			bytes += uint64(n.Size)
+			left = left[1:]
+		}
+	}
+	s.countResync(func(p *ResyncStatus) {
+		p.WantFiles += uint64(len(ids))
+		p.WantBytes += bytes
+	})
+}
+
+// recountWanted fills in what the status says is to be fetched.
+func (s *Slot) recountWanted() error {
 	var files, bytes uint64
-	err := s.eachWanted(func(id op.ID, how byte) error {
+	err := s.eachWanted(0, func(id op.ID, how byte) error {
 		if how != wantedFetch {
 			return nil
 		}
@@ -69,10 +85,26 @@ func (s *Slot) ResyncWanted(max int) ([]*Inode, error) {
 	if err := s.flushStaged(r); err != nil {
 		return nil, err
 	}
-	var list []*Inode
-	var here []op.ID
+	list, here, err := s.nextWanted(r.cursor, max)
+	if err == nil && len(list) == 0 && r.cursor != 0 { // what failed comes round again
+		r.cursor = 0
+		var more []op.ID
+		list, more, err = s.nextWanted(0, max)
+		here = append(here, more...)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if len(list) > 0 {
+		r.cursor = list[len(list)-1].ID + 1
+	}
+	return list, s.noLongerWanted(here)
+}
+
+// nextWanted lists what is wanted from an id on, and what is wanted no longer.
+func (s *Slot) nextWanted(from op.ID, max int) (list []*Inode, here []op.ID, err error) {
 	enough := errors.New("enough")
-	err = s.eachWanted(func(id op.ID, how byte) error {
+	err = s.eachWanted(from, func(id op.ID, how byte) error {
 		if how != wantedFetch {
 			return nil
 		}
@@ -93,13 +125,10 @@ func (s *Slot) ResyncWanted(max int) ([]*Inode, error) {
 		}
 		return nil
 	})
-	if err != nil && !errors.Is(err, enough) {
-		return nil, err
+	if errors.Is(err, enough) {
+		err = nil
 	}
-	if err := s.noLongerWanted(here); err != nil {
-		return nil, err
-	}
-	return list, s.countWanted()
+	return list, here, err
 }
 
 func (s *Slot) noLongerWanted(ids []op.ID) error {

@@ -28,7 +28,7 @@ func (s *Slot) ResyncEnd(ctx context.Context) error {
 		return err
 	}
 	wanted := 0
-	err = s.eachWanted(func(_ op.ID, how byte) error {
+	err = s.eachWanted(0, func(_ op.ID, how byte) error {
 		if how == wantedFetch {
 			wanted++
 		}
@@ -193,7 +193,7 @@ func (s *Slot) finishResync(r *resyncing) error {
 	pos := r.Target.Pos
 	t := newTrail(pos.Seq, pos.Seq)
 	var gone []op.ID
-	err := s.eachWanted(func(id op.ID, _ byte) error {
+	err := s.eachWanted(0, func(id op.ID, _ byte) error {
 		gone = append(gone, id)
 		t.lost[id] = true // what is not here now is removed by an entry to come
 		return nil

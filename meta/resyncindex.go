@@ -89,6 +89,7 @@ func (s *Slot) ResyncDir(dir *Inode, children []Child, inodes []*Inode) error {
 	if err := s.setWanted(wanted, wantedFetch); err != nil {
 		return err
 	}
+	s.countWanted(wanted, inodes)
 	if err := s.ix.replaceDir(dir.ID, children, inodes); err != nil {
 		return err
 	}
@@ -282,14 +283,25 @@ func (s *Slot) changeWanted(ids []op.ID, f func(w *badger.WriteBatch, key []byte
 	return nil
 }
 
-// eachWanted calls f for what is wanted, in order of id.
-func (s *Slot) eachWanted(f func(id op.ID, how byte) error) error {
+// eachWanted calls f for what is wanted, in order of id, from one id on.
+func (s *Slot) eachWanted(from op.ID, f func(id op.ID, how byte) error) error {
 	return s.ix.db.View(func(txn *badger.Txn) error {
-		return view{txn}.each([]byte{prefixWanted}, true, func(key, value []byte) error {
-			if len(key) != 8 || len(value) != 1 {
-				return errRecord
+		o := badger.DefaultIteratorOptions
+		o.Prefix = []byte{prefixWanted}
+		it := txn.NewIterator(o)
+		defer it.Close()
+		for it.Seek(wantedKey(from)); it.Valid(); it.Next() {
+			key := it.Item().Key()
+			err := it.Item().Value(func(value []byte) error {
+				if len(key) != 9 || len(value) != 1 {
+					return errRecord
+				}
+				return f(op.ID(binary.BigEndian.Uint64(key[1:])), value[0])
+			})
+			if err != nil {
+				return err
 			}
-			return f(op.ID(binary.BigEndian.Uint64(key)), value[0])
-		})
+		}
+		return nil
 	})
 }
