@@ -70,8 +70,6 @@ func (t *transport) start() {
 	go t.accept()
 }
 
-func (t *transport) port() int { return t.tcp.Addr().(*net.TCPAddr).Port }
-
 func (t *transport) readPackets() {
 	defer t.wg.Done()
 	buf := make([]byte, 1<<16)
