@@ -227,6 +227,7 @@ func (s *Slot) finishResync(r *resyncing) error {
 		}
 	}
 	s.Log.SetApplied(pos.Seq)
+	s.Log.NotBefore(s.ix.current().Time)
 	if err := s.changeWanted(gone, func(w *badger.WriteBatch, key []byte) error { return w.Delete(key) }); err != nil {
 		return err
 	}

@@ -225,7 +225,9 @@ func (s *Slot) open() (err error) {
 	if s.trash, err = openTrash(s.tree); err != nil {
 		return err
 	}
-	s.Log.SetApplied(s.ix.current().Pos.Seq)
+	st := s.ix.current()
+	s.Log.SetApplied(st.Pos.Seq)
+	s.Log.NotBefore(st.Time) // the log may be empty, after a resync
 	return nil
 }
 
