@@ -231,7 +231,8 @@ func (n *Node) RunBare(args ...string) (string, error) {
 	return out.String(), nil
 }
 
-func (n *Node) runJSON(v any, args ...string) error {
+// RunJSON is Run with --json, decoded.
+func (n *Node) RunJSON(v any, args ...string) error {
 	out, err := n.Run(append(args, "--json")...)
 	if err != nil {
 		return err
@@ -276,21 +277,47 @@ func (n *Node) Check() error {
 	return err
 }
 
-// Metrics are the lines of the metrics, without comments.
-func (n *Node) Metrics() (map[string]float64, error) {
+// get asks the admin socket. What is polled is asked for here, and not by the
+// command line, because starting a process for each look, with the race
+// detector in it, would load the machine more than the nodes do.
+func (n *Node) get(path string) ([]byte, error) {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", n.socket)
 	}
-	client := http.Client{Transport: &http.Transport{DialContext: dial}}
+	client := http.Client{Transport: &http.Transport{DialContext: dial}, Timeout: n.cluster.timeout}
 	defer client.CloseIdleConnections()
-	resp, err := client.Get("http://slotfs/metrics")
+	resp, err := client.Get("http://slotfs" + path)
 	if err != nil {
 		return nil, err
 	}
 	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode >= 400 {
+		err = fmt.Errorf("GET %s of %s: %s: %s", path, n.Name, resp.Status, body)
+	}
+	return body, err
+}
+
+func (n *Node) getJSON(v any, path string) error {
+	body, err := n.get(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(body, v); err != nil {
+		return fmt.Errorf("GET %s of %s: %w: %.200s", path, n.Name, err, body)
+	}
+	return nil
+}
+
+// Metrics are the lines of the metrics, without comments.
+func (n *Node) Metrics() (map[string]float64, error) {
+	body, err := n.get("/metrics")
+	if err != nil {
+		return nil, err
+	}
 	found := map[string]float64{}
-	lines := bufio.NewScanner(resp.Body)
+	lines := bufio.NewScanner(bytes.NewReader(body))
 	for lines.Scan() {
 		i := strings.LastIndexByte(lines.Text(), ' ')
 		if i < 0 || strings.HasPrefix(lines.Text(), "#") {

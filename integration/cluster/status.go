@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -83,7 +84,7 @@ func (r *Repl) why() string {
 // Status asks the node.
 func (n *Node) Status() (Status, error) {
 	var s Status
-	err := n.runJSON(&s, "status")
+	err := n.getJSON(&s, "/v1/status")
 	return s, err
 }
 
@@ -110,12 +111,8 @@ type Digest struct {
 
 // Digest asks the node for the digest of its slot, or of a directory in it.
 func (n *Node) Digest(path string) (Digest, error) {
-	args := []string{"digest", n.cluster.Store}
-	if path != "" {
-		args = append(args, path)
-	}
 	var d Digest
-	err := n.runJSON(&d, args...)
+	err := n.getJSON(&d, "/v1/digest?"+url.Values{"store": {n.cluster.Store}, "path": {path}}.Encode())
 	return d, err
 }
 
