@@ -39,6 +39,7 @@ type rebuilder struct {
 	found  map[op.ID][]Name // where the tree has each object
 	names  map[Name]op.ID   // what the log says last; 0: removed
 	time   int64            // of the last entry; 0 if the log is empty
+	latest uint64           // entry that the tree knows of
 }
 
 // rebuildIndex fills x, which is empty.
@@ -49,6 +50,9 @@ func rebuildIndex(data string, x *index, log positionLog, last uint64, note func
 	}
 	if err := b.scanAll(); err != nil {
 		return fmt.Errorf("rebuild index: scan: %w", err)
+	}
+	if b.latest > last {
+		return &LogLostError{Have: last, Need: b.latest}
 	}
 	if err := eachEntry(log, log.First(), last, b.overlay); err != nil {
 		return fmt.Errorf("rebuild index: %w", err)
@@ -111,6 +115,7 @@ func (b *rebuilder) scan(path string, dir op.ID) error {
 		if err != nil && !errors.Is(err, errNoMark) {
 			return err
 		}
+		b.latest = max(b.latest, uint64(m.ID), m.Changed)
 		if b.inodes[m.ID] == nil && m.ID != 0 {
 			in, err := b.inode(at, &st, m)
 			if err != nil {

@@ -48,6 +48,16 @@ func (e *IndexError) Error() string { return "index unusable: " + e.Err.Error() 
 // Unwrap gives the cause to errors.Is.
 func (e *IndexError) Unwrap() error { return e.Err }
 
+// LogLostError says that the log ends before what was applied: entries that had
+// been durable are gone, with a part or the whole of oplog/. Index and tree
+// have what they did, so they are left alone.
+type LogLostError struct{ Have, Need uint64 }
+
+func (e *LogLostError) Error() string {
+	return fmt.Sprintf("the log ends at entry %d, but entries up to %d were applied: restore %s, or start with an empty data directory and let the other node fill it, or use the tree without slotfs ('slotfs recover --unlock')",
+		e.Have, e.Need, dirLog)
+}
+
 // run replays, reconciles, makes it durable and writes a checkpoint.
 func (v *recovery) run() (*ReconcileReport, error) {
 	t, err := v.replay()
@@ -88,7 +98,7 @@ func (v *recovery) replay() (*trail, error) {
 func (v *recovery) joins(c op.Pos) error {
 	switch {
 	case c.Seq > v.last:
-		return &IndexError{fmt.Errorf("it is at entry %d, the log ends at %d", c.Seq, v.last)}
+		return &LogLostError{Have: v.last, Need: c.Seq}
 	case c.Seq+1 < v.log.First():
 		return &IndexError{fmt.Errorf("it is at entry %d, the log begins at %d", c.Seq, v.log.First())}
 	}

@@ -141,3 +141,38 @@ func TestRecoverGivesUpResync(t *testing.T) {
 		t.Error("still resyncing")
 	}
 }
+
+// Without its log a slot does not serve, and its tree is not touched.
+func TestRecoverLogLost(t *testing.T) {
+	entries := history(t, 43, 300)
+	dir := filepath.Join(t.TempDir(), "data")
+	s := newSlot(t, dir, entries)
+	want := treeState(t, filepath.Join(dir, dirTree))
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := emptyDir(filepath.Join(dir, dirLog)); err != nil {
+		t.Fatal(err)
+	}
+	var lost *LogLostError
+	if _, err := tryOpen(t, dir, Options{}); !errors.As(err, &lost) {
+		t.Fatalf("open: %v", err)
+	}
+	r, err := Recover(t.Context(), dir, RecoverOptions{Unlock: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Clean() || r.Findings[0].Invariant != InvLog {
+		t.Errorf("findings: %v", r.Findings)
+	}
+	sameState(t, "tree", treeState(t, filepath.Join(dir, dirTree)), want)
+
+	// The index, too.
+	if err := emptyDir(filepath.Join(dir, dirIndex)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tryOpen(t, dir, Options{Resync: true}); !errors.As(err, &lost) {
+		t.Fatalf("open without log and index: %v", err)
+	}
+	sameState(t, "tree", treeState(t, filepath.Join(dir, dirTree)), want)
+}

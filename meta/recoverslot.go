@@ -50,6 +50,13 @@ func (s *Slot) recoverTo(committed uint64) error {
 	if unusable(err) {
 		return s.rebuild(err)
 	}
+	var lost *LogLostError
+	if s.opt.alone && errors.As(err, &lost) {
+		// Nothing can be proved about what came after the checkpoint; for who
+		// only wants the tree, it is as it is.
+		s.Events.Add(Event{Kind: EventRecovery, Text: lost.Error()})
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("recover %s: %w", s.dir, err)
 	}
