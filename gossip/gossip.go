@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"time"
-
-	"slotfs/meta/op"
 )
 
 // ErrClosed is returned after Close.
@@ -57,19 +55,27 @@ type State struct {
 	Slots       []Slot `json:"slots"`
 }
 
+// Pos is a point in a store's history. Like the ids of slots and stores it is
+// only carried here, so this package needs none of those that know about them.
+type Pos struct {
+	Epoch uint64 `json:"epoch"`
+	Seq   uint64 `json:"seq"`
+	Chain uint64 `json:"chain"`
+}
+
 // Slot is what a node says about one of its slots.
 type Slot struct {
-	Store     string      `json:"store"`
-	StoreID   string      `json:"store_id"` // empty: a fresh slot that has not found its store
-	ID        op.SlotID   `json:"slot_id"`
-	Role      string      `json:"role"`
-	Epoch     uint64      `json:"epoch"`
-	Pos       op.Pos      `json:"pos"` // end of its log
-	Committed uint64      `json:"committed"`
-	Applied   uint64      `json:"applied"`
-	Primary   string      `json:"primary,omitempty"` // slot id of the epoch's primary, as far as the slot knows
-	Members   []op.SlotID `json:"members,omitempty"` // the in-sync set
-	InSync    bool        `json:"in_sync"`
+	Store     string   `json:"store"`
+	StoreID   string   `json:"store_id"` // empty: a fresh slot that has not found its store
+	ID        string   `json:"slot_id"`
+	Role      string   `json:"role"`
+	Epoch     uint64   `json:"epoch"`
+	Pos       Pos      `json:"pos"` // end of its log
+	Committed uint64   `json:"committed"`
+	Applied   uint64   `json:"applied"`
+	Primary   string   `json:"primary,omitempty"` // slot id of the epoch's primary, as far as the slot knows
+	Members   []string `json:"members,omitempty"` // the in-sync set
+	InSync    bool     `json:"in_sync"`
 
 	// How far a replica says it is behind; Peers of its primary knows better.
 	LagEntries uint64  `json:"lag_entries"`
@@ -91,11 +97,11 @@ type Slot struct {
 
 // PeerLag is how far a replica is behind its primary.
 type PeerLag struct {
-	ID        op.SlotID `json:"slot_id"`
-	Connected bool      `json:"connected"`
-	Entries   uint64    `json:"entries"`
-	Bytes     int64     `json:"bytes"`
-	Seconds   float64   `json:"seconds"` // age of the oldest entry that it lacks
+	ID        string  `json:"slot_id"`
+	Connected bool    `json:"connected"`
+	Entries   uint64  `json:"entries"`
+	Bytes     int64   `json:"bytes"`
+	Seconds   float64 `json:"seconds"` // age of the oldest entry that it lacks
 }
 
 // Member is a node as this node sees it.

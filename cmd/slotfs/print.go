@@ -12,6 +12,7 @@ import (
 	"slotfs/cmd/slotfs/admin"
 	"slotfs/gossip"
 	"slotfs/meta"
+	"slotfs/meta/op"
 	"slotfs/repl"
 )
 
@@ -31,7 +32,7 @@ func printStatus(w io.Writer, s *admin.Status) error {
 	var notes []string
 	for _, r := range slotRows(s) {
 		sl := &r.slot
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%d\t%s\n", sl.Store, r.node, role(&r), sl.Epoch, sl.Pos, lag(sl), yes(sl.InSync),
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%d\t%s\n", sl.Store, r.node, role(&r), sl.Epoch, op.Pos(sl.Pos), lag(sl), yes(sl.InSync),
 			mount(sl), sl.Messages, size(sl.Bytes))
 		for _, n := range []struct{ what, text string }{{"", sl.Doing}, {"FAULT: ", sl.Fault}, {"last error: ", sl.Error}} {
 			if n.text != "" {

@@ -55,10 +55,10 @@ func TestHistorian(t *testing.T) {
 
 // TestByPrimaries: what the primary says about its replicas counts.
 func TestByPrimaries(t *testing.T) {
-	id := func(b byte) op.SlotID { return op.SlotID{b} }
+	id := func(b byte) string { return op.SlotID{b}.String() }
 	nodes := []gossip.Member{
 		{State: gossip.State{Name: "a", Slots: []gossip.Slot{{Store: "s", StoreID: "x", ID: id(1), Role: "primary", Epoch: 5,
-			Members: []op.SlotID{id(1)}, Peers: []gossip.PeerLag{{ID: id(2), Entries: 7, Bytes: 700}}}}}, Alive: true},
+			Members: []string{id(1)}, Peers: []gossip.PeerLag{{ID: id(2), Entries: 7, Bytes: 700}}}}}, Alive: true},
 		{State: gossip.State{Name: "b", Slots: []gossip.Slot{{Store: "s", StoreID: "x", ID: id(2), Role: "replica", Epoch: 4, InSync: true}}}},
 		{State: gossip.State{Name: "c", Slots: []gossip.Slot{{Store: "s", StoreID: "y", ID: id(3), Role: "replica", Epoch: 1, InSync: true}}}},
 	}

@@ -12,6 +12,7 @@ import (
 	"slotfs/cmd/slotfs/admin"
 	"slotfs/gossip"
 	"slotfs/meta"
+	"slotfs/meta/op"
 	"slotfs/repl"
 )
 
@@ -36,7 +37,11 @@ func (p *peers) Slots(store string) []repl.PeerSlot {
 			if s.Store != store {
 				continue
 			}
-			ps := repl.PeerSlot{Node: m.Name, Addr: m.Repl, Slot: s.ID, Role: repl.Role(s.Role), Epoch: s.Epoch, Seq: s.Pos.Seq, Alive: m.Alive}
+			id, err := op.ParseSlotID(s.ID)
+			if err != nil {
+				continue
+			}
+			ps := repl.PeerSlot{Node: m.Name, Addr: m.Repl, Slot: id, Role: repl.Role(s.Role), Epoch: s.Epoch, Seq: s.Pos.Seq, Alive: m.Alive}
 			if s.StoreID != "" && ps.Store.UnmarshalText([]byte(s.StoreID)) != nil {
 				continue
 			}
@@ -119,7 +124,7 @@ func (n *Node) replAddr() string {
 
 // gossip is what the others are told about the slot.
 func (s *Slot) gossip() gossip.Slot {
-	g := gossip.Slot{Store: s.Conf.Store, ID: s.Meta.ID, Role: string(repl.Replica), Mount: s.Conf.Mount, Pos: s.Meta.Log.Last()}
+	g := gossip.Slot{Store: s.Conf.Store, ID: s.Meta.ID.String(), Role: string(repl.Replica), Mount: s.Conf.Mount, Pos: gossip.Pos(s.Meta.Log.Last())}
 	if id := s.Meta.StoreID(); !id.IsZero() {
 		g.StoreID = id.String()
 	}
@@ -127,9 +132,12 @@ func (s *Slot) gossip() gossip.Slot {
 		return g // before Run
 	}
 	st := s.Member.State()
-	g.Role, g.Epoch, g.Pos = string(st.Role), st.Epoch, st.Pos
+	g.Role, g.Epoch, g.Pos = string(st.Role), st.Epoch, gossip.Pos(st.Pos)
 	g.Committed, g.Applied = st.Commit, st.Applied
-	g.Members, g.InSync = st.Members, st.InSync
+	g.InSync = st.InSync
+	for _, m := range st.Members {
+		g.Members = append(g.Members, m.String())
+	}
 	if !st.Primary.IsZero() {
 		g.Primary = st.Primary.String()
 	}
@@ -142,7 +150,7 @@ func (s *Slot) gossip() gossip.Slot {
 	}
 	if st.Role == repl.Primary {
 		for _, p := range st.Peers {
-			g.Peers = append(g.Peers, gossip.PeerLag{ID: p.Slot, Connected: p.Connected, Entries: p.LagEntries, Bytes: p.LagBytes, Seconds: p.LagSeconds})
+			g.Peers = append(g.Peers, gossip.PeerLag{ID: p.Slot.String(), Connected: p.Connected, Entries: p.LagEntries, Bytes: p.LagBytes, Seconds: p.LagSeconds})
 		}
 	}
 	if p := st.Resync; p != nil {
