@@ -164,3 +164,35 @@ func TestXattr(t *testing.T) {
 	w.reopen()
 	check(p)
 }
+
+// TestNoXAttr: where they are turned off the kernel asks for none, and the umask
+// still counts.
+func TestNoXAttr(t *testing.T) {
+	w := newWorld(t, func(_ *world, _ *metaOptions, o *fsOptions) { o.NoXAttr = true })
+	w.write("f", "x")
+	if err := unix.Setxattr(w.path("f"), "user.a", nil, 0); err != unix.EOPNOTSUPP {
+		t.Errorf("setxattr: %v, want EOPNOTSUPP", err)
+	}
+	for range 20 {
+		f, err := os.OpenFile(w.path("f"), os.O_WRONLY|os.O_TRUNC, 0)
+		w.must(err)
+		_, err = f.Write([]byte("y"))
+		w.must(err)
+		w.must(f.Close())
+	}
+	if n := w.fs.Stats()["GETXATTR"]; n > 1 {
+		t.Errorf("%d requests for attributes", n)
+	}
+	dirs := "usual,setgid"
+	ext4 := filepath.Join(filepath.Dir(w.mnt), "plain")
+	for _, root := range []string{ext4, w.path("plain")} {
+		w.must(os.Mkdir(root, 0o755))
+		for dir, mode := range map[string]uint32{"usual": 0o777, "setgid": 0o2777} {
+			w.must(os.Mkdir(filepath.Join(root, dir), 0o777))
+			w.must(unix.Chmod(filepath.Join(root, dir), mode))
+		}
+		w.must(os.WriteFile(filepath.Join(root, "s-write"), []byte("x"), 0o666))
+		w.must(unix.Chmod(filepath.Join(root, "s-write"), 0o6777))
+	}
+	diffLines(t, "without attributes", w.helper(5000, "permit", w.path("plain"), dirs, "s-write"), w.helper(5000, "permit", ext4, dirs, "s-write"))
+}

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -414,4 +416,63 @@ func TestDiskFull(t *testing.T) {
 	w.must(os.Remove(w.path("u/tmp/m")))
 	w.must(os.RemoveAll(w.path("u")))
 	w.applied()
+}
+
+// TestChurn has several processes' worth of changes on the same names while the
+// kernel forgets everything again and again: nodes and directories are freed and
+// loaded under the changes. What memory and index make of it must agree.
+func TestChurn(t *testing.T) {
+	w := newWorld(t, func(_ *world, _ *metaOptions, o *fsOptions) {
+		o.SealAfter = 20 * time.Millisecond
+		o.MemoryTotal, o.MemoryPerFile = 64<<10, 16<<10
+	})
+	w.maildir("a", "b")
+	names := []string{"cur/1", "cur/2", "new/1", "new/2", "tmp/1", "tmp/2", "x", "y", "x.lock", "d/1", "d/2"}
+	end := time.Now().Add(3 * time.Second)
+	var wg sync.WaitGroup
+	for g := range 6 {
+		rnd := rand.New(rand.NewPCG(uint64(g), 7))
+		name := func() string { return w.path([]string{"a/", "b/"}[rnd.IntN(2)] + names[rnd.IntN(len(names))]) }
+		wg.Go(func() {
+			for time.Now().Before(end) {
+				a, b := name(), name()
+				switch rnd.IntN(12) {
+				case 0, 1, 2:
+					os.WriteFile(a, make([]byte, rnd.IntN(40000)), 0o644)
+				case 3, 4, 5:
+					os.Rename(a, b)
+				case 6:
+					os.Link(a, b)
+				case 7:
+					os.Remove(a)
+				case 8:
+					os.ReadFile(a)
+				case 9:
+					os.ReadDir(filepath.Dir(a))
+				case 10:
+					os.Mkdir(filepath.Dir(a), 0o755)
+					os.Rename(w.path("a/d"), w.path("b/d"))
+					os.Chmod(b, 0o600)
+				case 11:
+					if f, err := os.OpenFile(a, os.O_RDWR, 0); err == nil {
+						os.Remove(a)
+						f.WriteAt([]byte("late"), int64(rnd.IntN(5000)))
+						f.Sync()
+						f.Close()
+					}
+				}
+			}
+		})
+	}
+	wg.Go(func() {
+		for time.Now().Before(end) {
+			if os.WriteFile("/proc/sys/vm/drop_caches", []byte("2"), 0) != nil {
+				return
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	})
+	wg.Wait()
+	w.check()
+	w.reopen()
 }
