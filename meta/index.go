@@ -25,7 +25,7 @@ import (
 // looked up in this order. There is one writer at a time (the applier, or
 // recovery, or a resync); readers are welcome at any time.
 //
-// The records of directories and entries follow from the inodes: put and drop
+// The records of directories and entries follow from the inodes: put and dropLocked
 // keep entries, nlink, Entries, Count, Bytes, and the slot's digest right, so
 // a caller only says what an inode looks like and which names it has.
 type index struct {

@@ -20,13 +20,6 @@ func (x *index) put(n *Inode, when int64) error {
 	return x.putLocked(n, when)
 }
 
-// drop removes id with all its names.
-func (x *index) drop(id op.ID, when int64) error {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.dropLocked(id, when)
-}
-
 func (x *index) putLocked(n *Inode, when int64) error {
 	old, err := x.inodeLocked(n.ID)
 	if err != nil && !errors.Is(err, ErrNotExist) {
@@ -44,6 +37,7 @@ func (x *index) putLocked(n *Inode, when int64) error {
 	return x.replace(old, n, when)
 }
 
+// dropLocked removes id with all its names.
 func (x *index) dropLocked(id op.ID, when int64) error {
 	old, err := x.inodeLocked(id)
 	if err != nil {

@@ -240,9 +240,7 @@ func (o Options) withDefaults() Options {
 
 // Keys of log attributes.
 const (
-	keySlot  = "slot"
 	keyStore = "store"
-	keySeq   = "seq"
 	keyID    = "id"
 	keyPath  = "path"
 	keyErr   = "err"
