@@ -155,22 +155,12 @@ func (l *link) closeOn(ctx context.Context) (stop func() bool) {
 	return context.AfterFunc(ctx, l.close)
 }
 
-func (l *link) remote() string { return l.raw.RemoteAddr().String() }
-
 func (l *link) deadline(d time.Duration) {
 	if d == 0 {
 		_ = l.raw.SetDeadline(time.Time{})
 		return
 	}
 	_ = l.raw.SetDeadline(time.Now().Add(d))
-}
-
-// send writes one frame and sends it off.
-func (l *link) send(t frameType, body []byte) error {
-	if err := l.write(t, body); err != nil {
-		return err
-	}
-	return l.flush()
 }
 
 // write writes one frame; it is sent off by flush.

@@ -398,6 +398,7 @@ func (f *following) acknowledge(ctx context.Context) {
 	if f.ack(true) != nil {
 		return
 	}
+	beat := time.Now()
 	for {
 		changed := log.Durable.Changed()
 		if f.ack(false) != nil {
@@ -412,7 +413,10 @@ func (f *following) acknowledge(ctx context.Context) {
 		select {
 		case <-changed:
 		case <-heart.C:
-			if time.Since(time.Unix(0, f.heard.Load())) > 2*f.silent {
+			// If this process stood still, what the primary said is not read yet.
+			stood := time.Since(beat) > f.silent
+			beat = time.Now()
+			if !stood && time.Since(time.Unix(0, f.heard.Load())) > 2*f.silent {
 				f.r.fail(fmt.Errorf("follow the primary on %s: %w", f.peer.Node, errSilent))
 				f.l.close()
 				return

@@ -34,6 +34,7 @@ type machine struct {
 	said    string     // why the last attempt to resume failed
 	probed  time.Time  // when all peers were asked last
 	booted  time.Time
+	pardon  time.Time // nobody's silence before this counts
 	doing   string
 	split   string // diverged: why; empty if not
 	changes bool   // an EpochBegin of ours is on its way to the disk
@@ -70,6 +71,7 @@ type peer struct {
 	info  answer
 	// When info was proven by the peer itself; zero: gossip only.
 	answered time.Time
+	heardOf  time.Time // last answer or poke
 	failed   time.Time // last question without answer
 	refused  time.Time // last refused connection: no process there
 	asking   bool
@@ -173,6 +175,11 @@ func newMachine(self op.SlotID, timeout time.Duration, stop bool, name func(op.S
 
 // step takes one event and gives the effects that follow from it.
 func (m *machine) step(now time.Time, v view, e event) []effect {
+	if now.Sub(m.now) > m.timeout/2 {
+		// Ticks come far more often: it is this process that stood still. What its
+		// peers said meanwhile has not been read yet.
+		m.pardon = now
+	}
 	m.now, m.v, m.fx = now, v, nil
 	switch e := e.(type) {
 	case evTick:
@@ -294,7 +301,9 @@ func (m *machine) labels(slots []op.SlotID) string {
 }
 
 func (m *machine) onPeers(e evPeers) {
+	was := map[op.SlotID]bool{}
 	for _, p := range m.peers {
+		was[p.slot] = p.alive
 		p.alive = false
 	}
 	for _, s := range e.slots {
@@ -303,6 +312,9 @@ func (m *machine) onPeers(e evPeers) {
 		}
 		p := m.peer(s.Slot)
 		p.node, p.alive = s.Node, s.Alive
+		if s.Alive && !was[s.Slot] {
+			m.resumes = time.Time{} // it may be the one that was waited for
+		}
 		if p.answered.IsZero() {
 			p.info.hasStore = !s.Store.IsZero()
 		}
@@ -341,6 +353,10 @@ func (m *machine) onAnswer(e evAnswer) {
 	if e.node != "" {
 		p.node = e.node
 	}
+	if e.poke && m.op == nil && p.failed.After(p.heardOf) {
+		m.resumes = time.Time{} // it is back
+	}
+	p.heardOf = m.now
 	if news && !m.leading && m.op == nil && m.target != e.slot {
 		m.retry = time.Time{} // follow at once
 	}

@@ -83,17 +83,23 @@ func (m *machine) lead() {
 
 // lost says why p must be taken for lost; empty if it need not be.
 func (m *machine) lost(p *peer) string {
+	since := func(t time.Time) time.Duration {
+		if t.Before(m.pardon) {
+			t = m.pardon
+		}
+		return m.now.Sub(t).Round(time.Millisecond)
+	}
 	switch {
-	case p.joined && m.now.Sub(p.acks.heard) > m.timeout:
-		return fmt.Sprintf("silent for %v", m.now.Sub(p.acks.heard).Round(time.Millisecond))
-	case p.joined && m.waitsFor(p) && m.now.Sub(p.targetAt) > m.timeout:
-		return fmt.Sprintf("acknowledged nothing for %v", m.now.Sub(p.targetAt).Round(time.Millisecond))
+	case p.joined && since(p.acks.heard) > m.timeout:
+		return fmt.Sprintf("silent for %v", since(p.acks.heard))
+	case p.joined && m.waitsFor(p) && since(p.targetAt) > m.timeout:
+		return fmt.Sprintf("acknowledged nothing for %v", since(p.targetAt))
 	case p.joined:
 		return ""
 	case !p.refused.IsZero() && !p.refused.Before(p.left):
 		return "connection refused"
-	case m.now.Sub(p.left) > m.timeout:
-		return fmt.Sprintf("not connected for %v", m.now.Sub(p.left).Round(time.Millisecond))
+	case since(p.left) > m.timeout:
+		return fmt.Sprintf("not connected for %v", since(p.left))
 	}
 	return ""
 }
