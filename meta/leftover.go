@@ -144,6 +144,11 @@ func (r *reconciler) leftover(n *node) error {
 		if m, err := readMark(n.path()); r.vanished != nil && err == nil && !m.Sealed {
 			return r.discard(n) // a control file that a resync replaced
 		}
+		if in.Sum != nil && in.IsRegular() && n.isRegular() {
+			if bad, err := verifyFile(n.path(), *in.Sum); err == nil && bad == nil {
+				return r.remove(n) // the same once more
+			}
+		}
 		return r.quarantine(n, "a second object with this id")
 	}
 	switch {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -106,6 +107,9 @@ func (b *rebuilder) scan(path string, dir op.ID) error {
 		return err
 	}
 	for _, d := range list {
+		if dir == 0 && (strings.HasPrefix(d.Name(), syncPrefix) || strings.HasPrefix(d.Name(), newPrefix)) {
+			continue // fetched from elsewhere, or half made
+		}
 		at := filepath.Join(path, d.Name())
 		var st unix.Stat_t
 		if err := unix.Lstat(at, &st); err != nil {

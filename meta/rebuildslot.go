@@ -31,15 +31,39 @@ func (s *Slot) openIndex() error {
 		return err
 	}
 	if lost {
-		return s.rebuild(errors.New("the index is gone"))
+		cause := errors.New("the index is gone")
+		if _, err := os.Lstat(filepath.Join(s.dir, fileResync)); err == nil {
+			return s.restartResync(cause)
+		}
+		return s.rebuild(cause)
 	}
-	if err := checkTables(filepath.Join(s.dir, dirIndex)); err != nil {
-		return s.rebuild(err)
+	if err = checkTables(filepath.Join(s.dir, dirIndex)); err == nil {
+		s.ix, err = openIndex(filepath.Join(s.dir, dirIndex), s.log)
 	}
+	if err == nil || !damage(err) {
+		return err
+	}
+	if _, e := os.Lstat(filepath.Join(s.dir, fileResync)); e == nil {
+		return s.restartResync(err)
+	}
+	return s.rebuild(err)
+}
+
+// restartResync sets a damaged index aside that a resync was filling: what it
+// said is asked for again.
+func (s *Slot) restartResync(cause error) error {
+	if err := s.openResync(); err != nil {
+		return err
+	}
+	s.resync.Phase, s.resync.Restart = phaseCollect, true
+	if err := s.resync.save(); err != nil {
+		return err
+	}
+	if err := s.setIndexAside(cause, false); err != nil {
+		return fmt.Errorf("set index aside: %w", err)
+	}
+	var err error
 	s.ix, err = openIndex(filepath.Join(s.dir, dirIndex), s.log)
-	if err != nil && damage(err) {
-		return s.rebuild(err)
-	}
 	return err
 }
 

@@ -454,6 +454,48 @@ func TestResyncProves(t *testing.T) {
 	}
 }
 
+// The index can be lost in the middle of a resync, whatever it is at.
+func TestResyncIndexLost(t *testing.T) {
+	entries := history(t, 64, 300)
+	src := newSlot(t, filepath.Join(t.TempDir(), "src"), entries)
+	sn, err := src.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sn.Close()
+	for _, limit := range []int{10, 30, 70, 90} {
+		dir := filepath.Join(t.TempDir(), "dst")
+		dst := newSlot(t, dir, entries[:100])
+		steps := 0
+		stop := func() error {
+			if steps++; steps > limit {
+				return errStopped
+			}
+			return nil
+		}
+		dst.opt.hold = func(string, string) error { return stop() }
+		if err := resync(t, dst, source{src, sn}, 100, stop); !errors.Is(err, errStopped) {
+			t.Fatalf("after %d steps: %v", limit, err)
+		}
+		crashSlot(t, dst)
+		if err := emptyDir(filepath.Join(dir, dirIndex)); err != nil {
+			t.Fatal(err)
+		}
+		dst = openSlot(t, dir, Options{})
+		dst.Start()
+		if err := resync(t, dst, source{src, sn}, 100, never); err != nil {
+			t.Fatalf("after %d steps: %v", limit, err)
+		}
+		sameSlots(t, dst, src)
+		checkClean(t, dst)
+		for _, e := range dst.Events.List() {
+			if e.Kind != EventRecovery {
+				t.Errorf("after %d steps: %+v", limit, e)
+			}
+		}
+	}
+}
+
 // crashSlot drops a slot without the last words of Close.
 func crashSlot(t testing.TB, s *Slot) {
 	t.Helper()
