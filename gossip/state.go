@@ -2,6 +2,7 @@ package gossip
 
 import (
 	"encoding/json"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -48,10 +49,7 @@ func (g *Gossip) spread(sent uint64) uint64 {
 		return version
 	}
 	var wg sync.WaitGroup
-	for _, m := range g.list.Members() {
-		if m.Name == g.opts.Node {
-			continue
-		}
+	for _, m := range g.living() {
 		wg.Go(func() {
 			send := g.list.SendBestEffort
 			if len(buf) > inPacket {
@@ -64,6 +62,25 @@ func (g *Gossip) spread(sent uint64) uint64 {
 	}
 	wg.Wait()
 	return version
+}
+
+// living are the other members that live, as nodes of our own making:
+// memberlist goes on writing to those that it hands out.
+func (g *Gossip) living() []*memberlist.Node {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var nodes []*memberlist.Node
+	for name, l := range g.alive {
+		if !l.alive || name == g.self.Name {
+			continue
+		}
+		addr, err := netip.ParseAddrPort(l.addr)
+		if err != nil {
+			continue // memberlist's own addresses are numeric
+		}
+		nodes = append(nodes, &memberlist.Node{Name: name, Addr: addr.Addr().AsSlice(), Port: addr.Port(), PMax: memberlist.ProtocolVersionMax})
+	}
+	return nodes
 }
 
 // mergeLocked takes over s if it is news, and says whether it was.
