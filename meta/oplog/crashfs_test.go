@@ -39,7 +39,6 @@ type crashFile struct {
 	cur, disk []byte
 	dirty     map[int64]bool // sectors
 	bad       map[int64]bool // sectors that cannot be read
-	ino       int
 }
 
 func newCrashFS(rnd *rand.Rand) *crashFS {
