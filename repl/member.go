@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -320,40 +319,6 @@ func (r *Member) spawn(f func(ctx context.Context)) {
 	r.wg.Go(func() { f(r.ctx) })
 }
 
-// saveNotes makes the notes durable as they are.
-func (r *Member) saveNotes() {
-	if err := r.note(func(*notes) {}); err != nil {
-		r.fail(err)
-	}
-}
-
-// note changes the notes and makes them durable before it returns. It is for
-// any goroutine.
-func (r *Member) note(change func(*notes)) error {
-	r.noteMu.Lock()
-	defer r.noteMu.Unlock()
-	r.mu.Lock()
-	change(&r.notes)
-	r.notes.Epochs, r.notes.Heard, r.notes.From = r.hist, r.heard, r.from
-	n := r.notes
-	r.mu.Unlock()
-	if err := n.write(r.Dir); err != nil {
-		return err
-	}
-	r.saved.Store(n.Epochs.last().Pos.Epoch)
-	return nil
-}
-
-// forget drops what the slot remembers of epochs that began after seq, because
-// its log was cut there.
-func (r *Member) forget(after uint64) {
-	r.mu.Lock()
-	r.hist = slices.DeleteFunc(slices.Clone(r.hist), func(e epochStart) bool { return e.Pos.Seq > after })
-	r.histAt = op.Pos{}
-	r.mu.Unlock()
-	r.refresh()
-}
-
 // fail notes an error that has no other reader.
 func (r *Member) fail(err error) {
 	r.mu.Lock()
@@ -449,55 +414,5 @@ func (r *Member) reply(id uint64, err error) {
 	if c := r.waiters[id]; c != nil {
 		c <- err
 		delete(r.waiters, id)
-	}
-}
-
-// queue holds events for the loop without a bound: whoever posts must never
-// wait for the loop, which may be waiting for him.
-type queue struct {
-	mu   sync.Mutex
-	list []event
-	wake chan struct{} // cap 1
-}
-
-func (q *queue) put(e event) {
-	q.mu.Lock()
-	q.list = append(q.list, e)
-	q.mu.Unlock()
-	select {
-	case q.wake <- struct{}{}:
-	default:
-	}
-}
-
-func (q *queue) take() []event {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	l := q.list
-	q.list = nil
-	return l
-}
-
-// notifier closes a channel at every change.
-type notifier struct {
-	mu sync.Mutex
-	c  chan struct{}
-}
-
-func (n *notifier) changed() <-chan struct{} {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.c == nil {
-		n.c = make(chan struct{})
-	}
-	return n.c
-}
-
-func (n *notifier) notify() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.c != nil {
-		close(n.c)
-		n.c = nil
 	}
 }

@@ -7,7 +7,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
+
+	"slotfs/meta/op"
 )
 
 // notesFile is the file in a slot's data directory that holds the notes.
@@ -99,4 +102,38 @@ func replaceFile(path string, b []byte) (err error) {
 	}
 	defer d.Close()
 	return d.Sync()
+}
+
+// saveNotes makes the notes durable as they are.
+func (r *Member) saveNotes() {
+	if err := r.note(func(*notes) {}); err != nil {
+		r.fail(err)
+	}
+}
+
+// note changes the notes and makes them durable before it returns. It is for
+// any goroutine.
+func (r *Member) note(change func(*notes)) error {
+	r.noteMu.Lock()
+	defer r.noteMu.Unlock()
+	r.mu.Lock()
+	change(&r.notes)
+	r.notes.Epochs, r.notes.Heard, r.notes.From = r.hist, r.heard, r.from
+	n := r.notes
+	r.mu.Unlock()
+	if err := n.write(r.Dir); err != nil {
+		return err
+	}
+	r.saved.Store(n.Epochs.last().Pos.Epoch)
+	return nil
+}
+
+// forget drops what the slot remembers of epochs that began after seq, because
+// its log was cut there.
+func (r *Member) forget(after uint64) {
+	r.mu.Lock()
+	r.hist = slices.DeleteFunc(slices.Clone(r.hist), func(e epochStart) bool { return e.Pos.Seq > after })
+	r.histAt = op.Pos{}
+	r.mu.Unlock()
+	r.refresh()
 }
