@@ -154,7 +154,7 @@ func TestCheckFindsDamage(t *testing.T) {
 			if !slices.ContainsFunc(r.Findings, func(f Finding) bool { return f.Invariant == c.inv }) {
 				t.Errorf("not found; findings: %v", r.Findings)
 			}
-			if r, err = s.Check(t.Context(), CheckOptions{Content: true, Repair: true}); err != nil {
+			if _, err = s.Check(t.Context(), CheckOptions{Content: true, Repair: true}); err != nil {
 				t.Fatal(err)
 			}
 			if !c.irreparable {

@@ -226,6 +226,9 @@ func (r *reconciler) discard(n *node) error {
 		if k.same(n) {
 			return r.remove(n)
 		}
+		if m, err := readMark(n.path()); r.vanished != nil && err == nil && !m.Sealed {
+			return r.remove(n) // one more state of a control file that a resync replaced
+		}
 		return r.quarantine(n, "trash/ has another object with this id")
 	}
 	r.report.Trashed++

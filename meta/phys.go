@@ -86,16 +86,6 @@ func (n *node) same(m *node) bool {
 	return n.stat.Dev == m.stat.Dev && n.stat.Ino == m.stat.Ino
 }
 
-// under reports whether n is top or inside it.
-func (n *node) under(top *node) bool {
-	for ; n != nil; n = n.parent {
-		if n == top {
-			return true
-		}
-	}
-	return false
-}
-
 // detach takes n out of its directory, attach puts it into one.
 func (n *node) detach() {
 	if n.parent != nil && n.parent.kids[n.name] == n {
