@@ -82,6 +82,9 @@ func (c *Client) do(req *http.Request) (io.ReadCloser, error) {
 	if errors.As(err, &dial) && dial.Op == "dial" {
 		return nil, exit.With(exit.NotRunning, fmt.Errorf("slotfs is not running, or %s is not its admin socket: %w", c.Socket, dial.Err))
 	}
+	if err != nil && req.Context().Err() != nil {
+		return nil, errors.New("interrupted; what was asked for may still be done")
+	}
 	if err != nil {
 		return nil, exit.With(exit.NotRunning, fmt.Errorf("ask slotfs at %s: %w", c.Socket, err))
 	}
