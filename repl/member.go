@@ -178,6 +178,7 @@ func (r *Member) Run(ctx context.Context) error {
 			}
 		case <-tick.C:
 			r.step(evAcks{r.takeAcks()})
+			r.keepHeard()
 		}
 		if ending && r.ended() {
 			break

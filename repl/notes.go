@@ -128,6 +128,20 @@ func (r *Member) note(change func(*notes)) error {
 	return nil
 }
 
+// heardEvery is how far the durable note of when a primary was heard may lag.
+const heardEvery = 30 * time.Second
+
+// keepHeard saves now and then when the primary was heard: an operator will
+// want to know after a restart.
+func (r *Member) keepHeard() {
+	r.mu.Lock()
+	due := r.heard.Sub(r.notes.Heard) > heardEvery
+	r.mu.Unlock()
+	if due {
+		r.saveNotes()
+	}
+}
+
 // forget drops what the slot remembers of epochs that began after seq, because
 // its log was cut there.
 func (r *Member) forget(after uint64) {

@@ -231,6 +231,10 @@ func (m *machine) lastHeard() string {
 	if m.v.heard.IsZero() {
 		return "this slot has not heard a primary"
 	}
+	if m.v.heard.Before(m.booted) {
+		return fmt.Sprintf("this slot has not heard a primary since its start %v ago; before that it heard %s, at least until %s",
+			m.now.Sub(m.booted).Round(time.Second), m.v.heardFrom, m.v.heard.UTC().Format(time.DateTime))
+	}
 	return fmt.Sprintf("this slot last heard the primary (%s) %v ago, at %s",
 		m.v.heardFrom, m.now.Sub(m.v.heard).Round(100*time.Millisecond), m.v.heard.UTC().Format(time.DateTime))
 }

@@ -112,7 +112,7 @@ func (w words) err() error {
 //
 //	self NAME [stop]              begin, as this slot
 //	history NAME E@SEQ[/CHAIN]:PRIMARY:MEMBERS …
-//	view hist=NAME last=SEQ [demoted=E] [sealed=E] [fresh] [yield] [resync] [faulted] [heard=NAME]
+//	view hist=NAME last=SEQ [demoted=E] [sealed=E] [fresh] [yield] [resync] [faulted] [heard=NAME] [before]
 //	peers NAME…                   gossip; a leading - : suspected
 //	answer|poke NAME hist=NAME last=SEQ [leading] [fresh] [intent=N]
 //	noanswer NAME [refused]
@@ -291,5 +291,8 @@ func (p *play) view(w words) {
 	}
 	if w.has("heard") {
 		p.v.heard, p.v.heardFrom = p.now, w["heard"]
+		if w.has("before") {
+			p.v.heard = p.now.Add(-time.Hour)
+		}
 	}
 }
