@@ -54,7 +54,7 @@ func parse() (*options, error) {
 	flag.IntVar(&o.messages, "messages", 600, "messages of the mail load")
 	flag.IntVar(&o.users, "users", 20, "users of the mail load")
 	flag.IntVar(&o.conns, "conns", 8, "connections of the mail load")
-	flag.DurationVar(&o.least, "least", 600*time.Millisecond, "a phase that can be repeated lasts at least so long")
+	flag.DurationVar(&o.least, "least", time.Second, "a phase that can be repeated lasts at least so long")
 	flag.Uint64Var(&o.seed, "seed", 1, "of the generated mail")
 	flag.StringVar(&o.json, "json", "", "write the JSON report there instead of standard output")
 	flag.DurationVar(&o.keep, "keep", 0, "keep the servers up so long after the run, to look at them")

@@ -117,9 +117,13 @@ func (s *Server) start(bin, root string, o Options) error {
 	s.LMTP, s.IMAP = net.JoinHostPort("127.0.0.1", lmtp), net.JoinHostPort("127.0.0.1", imap)
 	s.cmd = exec.Command(bin, "-F", "-c", conf)
 	s.cmd.Dir = s.Run
-	stderr := &strings.Builder{}
+	// A file and no pipe: the server may outlive this process.
+	stderr, err := os.Create(s.errFile())
+	if err != nil {
+		return err
+	}
+	defer stderr.Close()
 	s.cmd.Stderr = stderr
-	s.cmd.WaitDelay = time.Second // children may hold stderr longer than the master lives
 	if err := s.scratch.Start(s.cmd); err != nil {
 		return err
 	}
@@ -132,8 +136,7 @@ func (s *Server) start(bin, root string, o Options) error {
 		}
 		select {
 		case <-s.done:
-			log, _ := os.ReadFile(s.logFile())
-			text := stderr.String() + string(log)
+			text := s.said()
 			if strings.Contains(text, "Address already in use") {
 				return &portTakenError{text}
 			}
@@ -141,8 +144,7 @@ func (s *Server) start(bin, root string, o Options) error {
 		default:
 		}
 		if time.Now().After(end) {
-			log, _ := os.ReadFile(s.logFile())
-			return errors.Join(fmt.Errorf("dovecot does not answer: %s%s", stderr, log), s.Kill())
+			return errors.Join(fmt.Errorf("dovecot does not answer: %s", s.said()), s.Kill())
 		}
 	}
 }
@@ -216,6 +218,14 @@ func (s *Server) ending() {
 }
 
 func (s *Server) logFile() string { return filepath.Join(s.Run, "log") }
+func (s *Server) errFile() string { return filepath.Join(s.Run, "stderr") }
+
+// said is all that the server wrote until now, for an error.
+func (s *Server) said() string {
+	early, _ := os.ReadFile(s.errFile())
+	log, _ := os.ReadFile(s.logFile())
+	return string(early) + string(log)
+}
 
 // Problems returns the lines of the log that report a warning or worse,
 // except those that contain one of the expected texts. What was logged after
