@@ -105,6 +105,15 @@
 // FS.mu; both under node.data are fine. All sections end by defer, so a panic in
 // a request (answered EIO, the slot is faulted) leaves no lock behind.
 //
+// # A limit that the kernel sets
+//
+// rename(2) from one directory to another holds a lock of the whole mounted file
+// system (s_vfs_rename_mutex) until we answer, so the barriers of renames out of
+// tmp/ come one after the other within one mount: they share a flush with fsyncs
+// and links, but not with each other. What a mount delivers per second is at most
+// one message per barrier; another slot, with a mount of its own, has its own
+// lock. link(2) holds only its directory.
+//
 // # What is not kept
 //
 // atime; holes (a hole is zeros; SEEK_HOLE finds the end); st_blocks (from the
