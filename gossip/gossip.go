@@ -37,7 +37,7 @@ var DefaultLAN = Timing{
 	Probe:     500 * time.Millisecond,
 	Timeout:   250 * time.Millisecond,
 	Suspicion: 3,
-	Gossip:    50 * time.Millisecond,
+	Gossip:    200 * time.Millisecond,
 	PushPull:  10 * time.Second,
 	Rejoin:    time.Second,
 }

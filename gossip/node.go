@@ -161,14 +161,22 @@ func (g *Gossip) Join(ctx context.Context) (answered int, refusals []Problem) {
 	g.mu.Lock()
 	addrs := slices.Clone(g.join)
 	g.mu.Unlock()
+	// All at once: those that are down take their time to show it.
+	done := make(chan int, len(addrs))
 	for _, a := range addrs {
-		if ctx.Err() != nil {
-			break
-		}
-		if n, err := g.list.Join([]string{a}); err == nil {
+		go func() {
+			n, err := g.list.Join([]string{a})
+			if err != nil {
+				g.log.Debug("join", "addr", a, "err", err)
+			}
+			done <- n
+		}()
+	}
+	for range addrs {
+		select {
+		case n := <-done:
 			answered += n
-		} else {
-			g.log.Debug("join", "addr", a, "err", err)
+		case <-ctx.Done():
 		}
 	}
 	g.investigateAll() // a third node may have told us that our name is taken
