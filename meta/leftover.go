@@ -213,6 +213,7 @@ func (r *reconciler) remove(n *node) error {
 	} else if err := unix.Unlink(path); err != nil {
 		return &os.PathError{Op: "unlink", Path: path, Err: err}
 	}
+	n.removed = true
 	n.detach()
 	return nil
 }
@@ -271,6 +272,7 @@ func (r *reconciler) quarantine(n *node, why string) error {
 	if err != nil {
 		return err
 	}
+	n.removed = true
 	n.detach()
 	r.report.Quarantined++
 	r.note("quarantined", n.id, rel, fmt.Sprintf("%s; kept as %s", why, kept))

@@ -25,6 +25,7 @@ type node struct {
 	scanned bool             // kids holds all of them
 	settled bool             // it is where the index wants it
 	moved   bool             // reconcile made or moved it
+	removed bool             // it is no longer there
 	adopted bool             // id was concluded from the log: the xattr is missing
 
 	fd int // of a directory very far down, to name it by; 0: not open

@@ -347,7 +347,7 @@ func (r *reconciler) candidate(c Child) (*node, error) {
 		if err != nil {
 			return nil, err
 		}
-		if !ok || n.settled {
+		if !ok || n.settled || n.removed {
 			continue
 		}
 		now := 1

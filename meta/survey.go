@@ -3,7 +3,9 @@ package meta
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 
 	"slotfs/meta/op"
@@ -75,7 +77,8 @@ func (r *reconciler) touchAll() error {
 // new came up that may help to find more.
 func (r *reconciler) surveyRound() (bool, error) {
 	progress := false
-	for id := range r.t.dirs {
+	dirs := slices.Sorted(maps.Keys(r.t.dirs)) // in order: runs are repeatable
+	for _, id := range dirs {
 		n, err := r.locate(id)
 		if err != nil {
 			return false, err
@@ -116,12 +119,12 @@ func (r *reconciler) surveyRound() (bool, error) {
 		}
 		return nil
 	}
-	for id := range r.t.objects {
+	for _, id := range slices.Sorted(maps.Keys(r.t.objects)) {
 		if err := widen(id); err != nil {
 			return false, err
 		}
 	}
-	for id := range r.t.dirs {
+	for _, id := range dirs {
 		if err := widen(id); err != nil {
 			return false, err
 		}
