@@ -35,8 +35,9 @@ func (r *Member) Fetch(ctx context.Context, id op.ID, want op.Sum) ([]byte, erro
 		return nil, fmt.Errorf("fetch id %d: %d bytes are too many", id, want.Size)
 	}
 	var errs []error
+	// Somebody waits for a read: those that gossip takes for dead are not asked.
 	for _, p := range r.Peers.Slots(r.Store) {
-		if p.Slot == r.ID || p.Slot.IsZero() {
+		if p.Slot == r.ID || p.Slot.IsZero() || !p.Alive {
 			continue
 		}
 		b, err := r.fetchFrom(ctx, p, id, want)
