@@ -101,6 +101,7 @@ type Member struct {
 	heard   time.Time
 	from    string
 
+	damaged atomic.Uint64 // the log cannot be read before this seq; 0: it can
 	leading atomic.Bool   // replicas may stream from here
 	intent  atomic.Uint32 // what the machine tells of its path to primary
 	role    atomic.Value

@@ -129,13 +129,16 @@ func (r *Member) meet(hist history, h hello) (op.Pos, error) {
 	case vResync:
 		return op.Pos{}, &PeerError{r.Node, CodeResync, why}
 	}
+	if next := r.damaged.Load(); seq+1 < next {
+		return op.Pos{}, &PeerError{r.Node, CodeResync, fmt.Sprintf("the log is damaged before seq %d, the replica needs %d", next, seq+1)}
+	}
 	if seq+1 < r.Log.First() {
 		return op.Pos{}, &PeerError{r.Node, CodeResync, fmt.Sprintf("the log begins at seq %d, the replica needs %d", r.Log.First(), seq+1)}
 	}
 	pos, err := r.Log.PosAt(seq)
 	if err != nil {
 		var trimmed *oplog.TrimmedError
-		if errors.As(err, &trimmed) {
+		if errors.As(err, &trimmed) || r.noteDamage(err) {
 			return op.Pos{}, &PeerError{r.Node, CodeResync, err.Error()}
 		}
 		return op.Pos{}, &PeerError{r.Node, CodeFailed, err.Error()}
@@ -144,6 +147,20 @@ func (r *Member) meet(hist history, h hello) (op.Pos, error) {
 		return op.Pos{}, &PeerError{r.Node, CodeDiverged, fmt.Sprintf("seq %d of epoch %d differs on %s and %s", seq, pos.Epoch, r.Node, h.Node)}
 	}
 	return pos, nil
+}
+
+// noteDamage remembers up to where the log cannot be read, if that is what err
+// says: what comes before can only be had by a resync.
+func (r *Member) noteDamage(err error) bool {
+	var d *oplog.DamageError
+	if !errors.As(err, &d) {
+		return false
+	}
+	if d.Next > r.damaged.Load() {
+		r.damaged.Store(d.Next)
+		r.tell(true, fmt.Sprintf("entries %d to %d of the log cannot be read: replicas that need them are resynced: %v", d.From, d.Next-1, d))
+	}
+	return true
 }
 
 // turnAway refuses a connection, with a word to the machine and the log.
@@ -302,7 +319,8 @@ func (s *sender) mark(m marks) error { return s.l.numbers(frameMark, m.committed
 func (s *sender) ship(m marks) error {
 	list, err := s.r.Log.Read(s.next, batchBytes)
 	if err != nil {
-		// Trimmed: the replica connects again, and is told to resync.
+		// Trimmed or damaged: the replica connects again, and is told to resync.
+		s.r.noteDamage(err)
 		return fmt.Errorf("read log at seq %d: %w", s.next, err)
 	}
 	if len(list) > 0 {

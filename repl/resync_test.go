@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -231,6 +232,64 @@ func TestResyncStale(t *testing.T) {
 	if r := b.m.State().LastError; r != "" {
 		t.Logf("last error: %s", r)
 	}
+}
+
+// The primary's log has rotted where a replica needs it: the replica is
+// resynced instead.
+func TestResyncDamagedLog(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.add("a", nil), w.add("b", nil)
+	w.promote(a, PromoteOptions{})
+	w.inSync(a, b)
+	m := newMailbox(t)
+	m.fill(a, 5, 20, 2000)
+	w.same(a, b)
+	b.stop()
+	from := a.log.Last().Seq
+	m.fill(a, 2, 1500, 20000) // more than is kept in memory
+	w.same(a, a)
+	// Where the entry lies that comes first after what the replica has and is in
+	// memory no longer, only the files can tell.
+	list, err := a.log.Read(from+20, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hit := false
+	files, err := filepath.Glob(filepath.Join(a.dir, "oplog", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range files {
+		raw, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at := bytes.Index(raw, list[0].Raw); at >= 0 {
+			f, err := os.OpenFile(name, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.WriteAt(bytes.Repeat([]byte{0x5a}, 200), int64(at)); err != nil {
+				t.Fatal(err)
+			}
+			_ = f.Close()
+			hit = true
+		}
+	}
+	if !hit {
+		t.Fatal("the entry is in no file")
+	}
+	b.start()
+	w.inSync(a, b)
+	w.equal(a, b)
+	w.wait("an alert", func() bool {
+		for _, e := range a.m.State().Events {
+			if e.Alert && strings.Contains(e.Text, "cannot be read") {
+				return true
+			}
+		}
+		return false
+	})
 }
 
 // Both went on alone; one gives up, is resynced, and its branch is in rescue/.
