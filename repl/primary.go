@@ -123,7 +123,7 @@ func (r *Member) meet(hist history, h hello) (op.Pos, error) {
 	seq, v, why := hist.meet(last, h.History, h.Last, h.Yield)
 	switch v {
 	case vDiverged:
-		return op.Pos{}, &PeerError{r.Node, CodeDiverged, fmt.Sprintf("%s (slots on %s and %s); choose whose branch survives, and run \"slotfs rejoin --give-up-mine\" on the other node", why, r.Node, h.Node)}
+		return op.Pos{}, &PeerError{r.Node, CodeDiverged, fmt.Sprintf("%s (slots on %s and %s); choose whose branch survives, and run \"slotfs rejoin STORE\" on the other node", why, r.Node, h.Node)}
 	case vBehind:
 		return op.Pos{}, &PeerError{r.Node, CodeBehind, why}
 	case vResync:

@@ -134,7 +134,7 @@ func (m *machine) formerMembersAsked() bool {
 func (m *machine) onRejoin(e evRejoin) {
 	switch {
 	case !e.giveUp:
-		m.do(effReply{e.id, &refusal{"nothing to do here: to keep this slot's branch, run \"slotfs rejoin --give-up-mine\" on the other node"}})
+		m.do(effReply{e.id, &refusal{"nothing to do here: to keep this slot's branch, run \"slotfs rejoin STORE\" on the other node"}})
 	case m.op != nil:
 		m.do(effReply{e.id, &refusal{"busy: " + m.doing}})
 	case m.leading || m.role != Replica:

@@ -82,7 +82,7 @@ func (m *machine) compare(p *peer) {
 		return
 	}
 	text := fmt.Sprintf("this slot and the one on %s both have an epoch %d that began differently: two primaries were made independently; "+
-		"choose whose branch survives, and run \"slotfs rejoin --give-up-mine\" on the other node", m.label(p.slot), epoch)
+		"choose whose branch survives, and run \"slotfs rejoin STORE\" on the other node", m.label(p.slot), epoch)
 	if m.split != text {
 		m.split = text
 		m.event(true, "diverged: %s", text)

@@ -185,7 +185,7 @@ func (m *machine) judgePeer(p *peer) error {
 	}
 	if e, ok := m.v.hist.conflict(p.info.hist); ok {
 		return &refusal{fmt.Sprintf("this slot and the one on %s both have an epoch %d that began differently: choose whose branch survives "+
-			"(\"slotfs rejoin --give-up-mine\" on the other node), or use --force", m.label(p.slot), e)}
+			"(\"slotfs rejoin STORE\" on the other node), or use --force", m.label(p.slot), e)}
 	}
 	return nil
 }
