@@ -20,10 +20,12 @@ func (r *Member) storeID() meta.StoreID {
 	return meta.StoreID{}
 }
 
-// resyncing is whether a resync of this slot is unfinished.
+// resyncing is whether a resync of this slot is unfinished. It is until the log
+// holds all that the fetched control files may be ahead by: a slot promoted
+// earlier would be a mixture that no history explains.
 func (r *Member) resyncing() bool {
 	s, ok := r.Slot.(*meta.Slot)
-	return ok && s.Resyncing()
+	return ok && (s.Resyncing() || r.Log.Last().Seq < s.CompleteFrom())
 }
 
 // Changed returns a channel that closes at the next change of State that is
