@@ -20,7 +20,7 @@ import (
 func TestDiskFull(t *testing.T) {
 	d := newScratch(t)
 	img, disk := filepath.Join(d.Path, "image"), filepath.Join(d.Path, "disk")
-	must(t, errors.Join(loop.Mkfs(img, 900<<20), os.Mkdir(disk, 0o755)))
+	must(t, errors.Join(loop.Mkfs(img, 1600<<20), os.Mkdir(disk, 0o755)))
 	dev, err := loop.Attach(img)
 	must(t, err)
 	must(t, loop.Mount(dev, disk))
@@ -30,7 +30,8 @@ func TestDiskFull(t *testing.T) {
 		}
 	})
 	f := newClusterIn(t, d, 1, cluster.Options{
-		Slot: `log_max = "256MiB"`,
+		// The reserve is what checkpoints need, so that what was removed is freed.
+		Slot: "log_max = \"256MiB\"\nreserve = \"256MiB\"",
 		Data: func(int) string { return filepath.Join(disk, "data") },
 	})
 	f.expect("space", "full")
