@@ -83,8 +83,8 @@ var maildir = Layout{
 		{class: Volatile, patterns: []string{
 			"*.lock",              // dotlocks, and dovecot-uidlist.lock on its way to dovecot-uidlist
 			"*.temp.*", ".temp.*", // Dovecot's files on their way to their names
-			"dovecot.index.cache", // cached headers
-			"dovecot.index.tmp",
+			"dovecot.index.cache",   // cached headers
+			"dovecot*.tmp",          // dovecot-uidlist.tmp, dovecot.index.tmp: also on their way
 			"dovecot.index.search*", // search indexes
 			"dovecot-fts*",
 			"fts-flatcurve*",

@@ -32,6 +32,7 @@ func TestMaildirClasses(t *testing.T) {
 		{Plain, "dovecot.index.cache", Volatile},
 		{Plain, "dovecot.index.cache.lock", Volatile},
 		{Plain, "dovecot.index.tmp", Volatile},
+		{Plain, "dovecot-uidlist.tmp", Volatile},
 		{Plain, "subscriptions", Control},
 		{Plain, "subscriptions.lock", Volatile},
 		{Plain, ".temp.host.12.abc", Volatile},
