@@ -87,6 +87,7 @@ func (s *Slot) applyAll(ctx context.Context) error {
 	due := time.NewTimer(s.opt.CheckpointEvery)
 	defer due.Stop()
 	applied := s.ix.current().Pos.Seq
+	s.tree.epoch = s.epochAt(applied)
 	for ctx.Err() == nil {
 		committed, durable := s.Log.Committed.Changed(), s.Log.Durable.Changed()
 		to := min(s.Log.Committed.Get(), s.Log.Durable.Get())

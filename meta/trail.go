@@ -17,6 +17,7 @@ type trail struct {
 	lost    map[op.ID]bool   // lost a name after `to`
 	newer   map[op.ID]uint64 // content changed after `to`: it may be ahead of the index
 	from    uint64           // the run begins after this entry
+	epoch   *op.EpochBegin   // of the last entry added up to the state to be reached
 	to      uint64           // the state to be reached; entries after it may be in the tree or not
 }
 
@@ -37,7 +38,10 @@ func (t *trail) add(e *op.Entry) {
 			t.dirs[op.Root], t.objects[op.Root] = true, true
 		}
 		if e.Seq <= t.to {
-			clear(t.stages)
+			if abandons(t.epoch, o) {
+				clear(t.stages)
+			}
+			t.epoch = o
 		}
 	case *op.Mkdir:
 		t.name(self, o.Parent, o.Name)

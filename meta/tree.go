@@ -41,6 +41,9 @@ type tree struct {
 	// the end of the batch. Only the writer uses it.
 	late map[op.ID]struct{}
 
+	// epoch is that of the last entry; nil if not known. Only the writer uses it.
+	epoch *op.EpochBegin
+
 	// wait is called before a step that found the disk full is tried again, and
 	// over when it did not any more.
 	wait func(ctx context.Context, err error) error

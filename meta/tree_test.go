@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -175,6 +176,28 @@ func TestEpochClearsStage(t *testing.T) {
 	names, err := os.ReadDir(stage)
 	if err != nil || len(names) != 1 || names[0].Name() != "other" {
 		t.Errorf("stage holds %v, %v", names, err)
+	}
+}
+
+// A primary that only loses or regains a replica publishes later what it has
+// begun to stage.
+func TestChangeOfMembersKeepsStage(t *testing.T) {
+	s := newMailSlot(t, Options{})
+	other := op.SlotID{9}
+	s.add(&op.EpochBegin{Epoch: 2, Primary: s.ID, Members: []op.SlotID{s.ID, other}, Store: [16]byte{1}})
+	first := s.add(&op.Chunk{Data: pattern(100)})
+	path := filepath.Join(s.dir, dirStage, stageName(uint64(first)))
+	s.add(&op.EpochBegin{Epoch: 3, Primary: s.ID, Members: []op.SlotID{s.ID}, Store: [16]byte{1}})
+	s.add(&op.Chunk{Stage: uint64(first), Off: 100, Data: pattern(50)})
+	s.reopen()
+	s.Log.Lead(4, nil)
+	s.add(&op.EpochBegin{Epoch: 4, Primary: s.ID, Members: []op.SlotID{other, s.ID}, Store: [16]byte{1}})
+	if b, err := os.ReadFile(path); err != nil || !bytes.Equal(b, append(pattern(100), pattern(50)...)) {
+		t.Errorf("stage holds %d bytes, %v", len(b), err)
+	}
+	s.add(&op.EpochBegin{Epoch: 5, Primary: s.ID, Members: []op.SlotID{s.ID, other}, Store: [16]byte{1}})
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("stage of a process that has ended: %v", err)
 	}
 }
 

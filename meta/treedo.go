@@ -32,7 +32,7 @@ func (t *tree) do(c change) error {
 func (t *tree) doOp(c change) error {
 	switch o := c.e.Op.(type) {
 	case *op.EpochBegin:
-		return t.epochBegin(c)
+		return t.epochBegin(c, o)
 	case *op.Mkdir:
 		return t.in(o.Parent, func(d *handle) error {
 			h, err := t.makeDir(d, o.Name, c.n)
@@ -81,10 +81,13 @@ func (t *tree) in(id op.ID, f func(d *handle) error) error {
 	return f(d)
 }
 
-func (t *tree) epochBegin(c change) error {
-	if err := t.clearStage(); err != nil {
-		return err
+func (t *tree) epochBegin(c change, b *op.EpochBegin) error {
+	if abandons(t.epoch, b) {
+		if err := t.clearStage(); err != nil {
+			return err
+		}
 	}
+	t.epoch = b
 	if c.n == nil {
 		return nil
 	}

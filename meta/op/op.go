@@ -131,7 +131,8 @@ type Op interface {
 
 type (
 	// EpochBegin starts an epoch: a change of primary or of the in-sync set.
-	// Apply removes what the epoch before left staged. The store's first
+	// Apply removes what an earlier primary, or an earlier process of the same
+	// one, left staged. The store's first
 	// entry is one, and makes the root directory.
 	EpochBegin struct {
 		Epoch   uint64
