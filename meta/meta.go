@@ -218,7 +218,6 @@ type Options struct {
 	Resync bool
 
 	alone bool                          // Recover: give up a resync, as nobody is there to go on with it
-	all   bool                          // Recover: take everything in the log for committed
 	hold  func(step, path string) error // tests: asked before recovery changes anything on disk
 }
 

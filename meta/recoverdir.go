@@ -13,8 +13,7 @@ import (
 // RecoverOptions says what Recover does.
 type RecoverOptions struct {
 	Options
-	// Unlock hands the tree over for use without slotfs, with everything that
-	// is in the log, known to be committed or not. The slot cannot serve
+	// Unlock hands the tree over for use without slotfs. The slot cannot serve
 	// again until it was resynced, or its tree adopted as a new store.
 	Unlock bool
 	// Content verifies all messages, too.
@@ -22,11 +21,15 @@ type RecoverOptions struct {
 }
 
 // Recover makes the tree of a slot whole after a crash. It needs the data
-// directory alone: no configuration, peer or register. An interrupted resync
-// is given up: the tree then is what it was before, from tree and log.
+// directory alone: no configuration, peer or register. Everything in the log is
+// applied, known to be committed or not: what was acknowledged just before the
+// crash is among it, and the log alone can't tell which part. Should a peer
+// have gone on without the rest of it, the slot is resynced when it serves
+// again. An interrupted resync is given up: the tree then is what it was
+// before, from tree and log.
 func Recover(ctx context.Context, dir string, o RecoverOptions) (*Report, error) {
 	opt := o.Options
-	opt.alone, opt.all = true, o.Unlock
+	opt.alone = true
 	if opt.Reserve == 0 {
 		opt.Reserve = -1 // as much as possible has to work on a full disk
 	}
@@ -62,7 +65,7 @@ func (s *Slot) unlock() error {
 
 // committed is the last entry that recovery makes the slot's state.
 func (s *Slot) committed() uint64 {
-	if s.opt.all {
+	if s.opt.alone {
 		return math.MaxUint64
 	}
 	return s.Log.RecoveredCommitted()

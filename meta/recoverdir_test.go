@@ -46,7 +46,7 @@ func TestRecoverDir(t *testing.T) {
 	for _, f := range r.Findings {
 		t.Errorf("finding: %v", f)
 	}
-	sameState(t, "recovered", treeState(t, filepath.Join(dir, dirTree)), twinState(t, entries, 250))
+	sameState(t, "recovered", treeState(t, filepath.Join(dir, dirTree)), twinState(t, entries, len(entries)))
 	s := openSlot(t, dir, Options{})
 	follow(t, s, entries)
 	sameState(t, "later", treeState(t, filepath.Join(dir, dirTree)), twinState(t, entries, len(entries)))

@@ -107,12 +107,12 @@ func (a *app) recoverCmd() *cobra.Command {
 		Use:   "recover DIR",
 		Short: "Make a slot's tree whole after a crash, without config, peer or network",
 		Long: `Recover is the way out: it needs nothing but a slot's data directory. It applies
-what the log has and the tree lacks, and checks the result; afterwards DIR/tree is
-an ordinary mail spool that any IMAP server can read.
+all that the log has and the tree lacks, and checks the result; afterwards DIR/tree
+is an ordinary mail spool, with every acknowledged message, that any IMAP server can
+read.
 
-With --unlock the tree may also be changed without slotfs: everything in the log is
-applied, committed or not, and the slot is marked, so that no node serves it again
-by mistake.`,
+With --unlock the tree may also be changed without slotfs: the slot is marked, so
+that no node serves it again by mistake.`,
 		Example: `  slotfs recover /var/lib/slotfs/mail1
   slotfs recover /var/lib/slotfs/mail1 --unlock    # go on without slotfs`,
 		Args: cobra.ExactArgs(1),
