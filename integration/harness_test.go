@@ -69,7 +69,7 @@ func newCluster(t *testing.T, nodes int, o cluster.Options) *fixture {
 func newClusterIn(t *testing.T, d *scratch.Dir, nodes int, o cluster.Options) *fixture {
 	t.Helper()
 	if !strings.Contains(o.Slot, "reserve") {
-		o.Slot += "\nreserve = \"1MiB\""
+		o.Slot += "\nreserve = \"192MiB\""
 	}
 	if o.Replication == "" {
 		o.Replication = `replica_timeout = "1s"`

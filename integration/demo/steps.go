@@ -34,7 +34,7 @@ func (d *demo) nodes() error {
 		return err
 	}
 	d.step("Starting two nodes, n1 and n2, each a process with a data directory of its own. %s.", version(bin))
-	d.cluster, err = cluster.New(d.scratch, 2, cluster.Options{Binary: bin, Store: store, Slot: `reserve = "16MiB"`})
+	d.cluster, err = cluster.New(d.scratch, 2, cluster.Options{Binary: bin, Store: store, Slot: `reserve = "192MiB"`})
 	if err != nil {
 		return err
 	}

@@ -296,6 +296,11 @@ func (b *builder) size(key, v string, lo int64) int64 {
 	return n
 }
 
+// minReserve is the room for a checkpoint of the index (128 MiB) and for the
+// entries that may be accepted and not yet applied (64 MiB), in bytes. With less
+// a full disk could not be emptied by deleting mail.
+const minReserve = 192 << 20
+
 // reserve reads "512MiB", "2%", or "" for the default.
 func (b *builder) reserve(key, v string) Reserve {
 	if v == "" {
@@ -309,8 +314,12 @@ func (b *builder) reserve(key, v string) Reserve {
 		return Reserve{Percent: p}
 	}
 	n, ok := ParseSize(v)
-	if !ok {
+	switch {
+	case !ok:
 		b.fail(key, "Write it as \"512MiB\" or \"2%\".", "%q is neither a size nor a percentage", v)
+	case n < minReserve:
+		b.fail(key, fmt.Sprintf("Use at least %d MiB: on a full disk what was accepted must still fit, and the checkpoint that frees deleted mail.", minReserve>>20),
+			"%s is too small", v)
 	}
 	return Reserve{Bytes: n}
 }

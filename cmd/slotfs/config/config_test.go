@@ -88,6 +88,7 @@ func TestRefusedText(t *testing.T) {
 		{"bad size", `mount = `, "log_max = \"lots\"\nmount = ", []string{"slot[mail1].log_max: \"lots\" is not a size"}},
 		{"small log", `mount = `, "log_max = \"1MiB\"\nmount = ", []string{"slot[mail1].log_max: 1MiB is too small", "at least 256 MiB"}},
 		{"bad reserve", `mount = `, "reserve = \"99%\"\nmount = ", []string{"slot[mail1].reserve: \"99%\""}},
+		{"small reserve", `mount = `, "reserve = \"16MiB\"\nmount = ", []string{"slot[mail1].reserve: 16MiB is too small", "at least 192 MiB"}},
 		{"bad mode", `socket = `, "mode = \"rw\"\nsocket = ", []string{"admin.mode: \"rw\" is not a usable file mode"}},
 		{"open mode", `socket = `, "mode = \"0666\"\nsocket = ", []string{"admin.mode: \"0666\" would let every user"}},
 		{"no such group", `socket = `, "group = \"no-such-group\"\nsocket = ", []string{"admin.group: there is no group \"no-such-group\""}},
