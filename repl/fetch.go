@@ -15,6 +15,10 @@ import (
 // fetchIdle is how long a fetch or resync connection may do nothing.
 const fetchIdle = 30 * time.Second
 
+// fetchDoubtful is how long a fetch may take from a slot that gossip takes for
+// dead.
+const fetchDoubtful = time.Second
+
 // maxFetch is the largest object that Fetch takes into memory, in bytes.
 const maxFetch = 1 << 30
 
@@ -34,22 +38,35 @@ func (r *Member) Fetch(ctx context.Context, id op.ID, want op.Sum) ([]byte, erro
 	if want.Size > maxFetch {
 		return nil, fmt.Errorf("fetch id %d: %d bytes are too many", id, want.Size)
 	}
-	var errs []error
-	// Somebody waits for a read: those that gossip takes for dead are not asked.
-	for _, p := range r.Peers.Slots(r.Store) {
-		if p.Slot == r.ID || p.Slot.IsZero() || !p.Alive {
-			continue
-		}
-		b, err := r.fetchFrom(ctx, p, id, want)
-		if err == nil {
-			return b, nil
-		}
-		errs = append(errs, fmt.Errorf("%s: %w", p.Node, err))
-		if ctx.Err() != nil {
-			break
+	errs := []error{ErrNoCopy}
+	// Somebody waits for a read. Those that gossip takes for dead come last, and
+	// get little time: gossip may not have heard yet that one is back.
+	for _, alive := range []bool{true, false} {
+		for _, p := range r.Peers.Slots(r.Store) {
+			if p.Slot == r.ID || p.Slot.IsZero() || p.Alive != alive {
+				continue
+			}
+			b, err := r.fetchWithin(ctx, p, id, want)
+			if err == nil {
+				return b, nil
+			}
+			errs = append(errs, fmt.Errorf("%s: %w", p.Node, err))
+			if ctx.Err() != nil {
+				break
+			}
 		}
 	}
-	return nil, fmt.Errorf("fetch id %d: %w: %w", id, ErrNoCopy, errors.Join(errs...))
+	return nil, fmt.Errorf("fetch id %d: %w", id, errors.Join(errs...))
+}
+
+// fetchWithin is fetchFrom, which must be quick if p is taken for dead.
+func (r *Member) fetchWithin(ctx context.Context, p PeerSlot, id op.ID, want op.Sum) ([]byte, error) {
+	if !p.Alive {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, fetchDoubtful)
+		defer cancel()
+	}
+	return r.fetchFrom(ctx, p, id, want)
 }
 
 func (r *Member) fetchFrom(ctx context.Context, p PeerSlot, id op.ID, want op.Sum) ([]byte, error) {

@@ -405,6 +405,16 @@ func TestFetchRepairs(t *testing.T) {
 	if err != nil || !bytes.Equal(got, m.msgs[2].data) {
 		t.Errorf("fetch: %d bytes, %v", len(got), err)
 	}
+	// Gossip may not have heard yet that a slot is back.
+	w.mu.Lock()
+	b.up = false
+	w.mu.Unlock()
+	if got, err = a.m.Fetch(context.Background(), in.ID, *in.Sum); err != nil || !bytes.Equal(got, m.msgs[2].data) {
+		t.Errorf("from a slot taken for dead: %d bytes, %v", len(got), err)
+	}
+	w.mu.Lock()
+	b.up = true
+	w.mu.Unlock()
 	if _, err := a.m.Fetch(context.Background(), 999999, *in.Sum); err == nil {
 		t.Error("fetched what does not exist")
 	}
