@@ -270,7 +270,7 @@ func (r *Member) view() view {
 	}
 	v.hasStore = v.last.Seq > 0
 	v.adopted = !v.hasStore && !r.Slot.StoreID().IsZero()
-	v.resync = r.resyncing()
+	v.resync = r.resyncing() || r.incomplete()
 	if err := r.faulted(); err != nil {
 		v.faulted = err.Error()
 	}

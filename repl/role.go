@@ -57,7 +57,7 @@ type view struct {
 	adopted   bool   // it is empty, but known to belong to a store
 	demoted   uint64 // epoch that an operator ended here
 	yield     bool
-	resync    bool // a resync is unfinished
+	resync    bool // a resync is unfinished, or its control files are ahead of the log
 	faulted   string
 	heard     time.Time // when a primary was last heard
 	heardFrom string

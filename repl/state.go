@@ -20,12 +20,18 @@ func (r *Member) storeID() meta.StoreID {
 	return meta.StoreID{}
 }
 
-// resyncing is whether a resync of this slot is unfinished. It is until the log
-// holds all that the fetched control files may be ahead by: a slot promoted
-// earlier would be a mixture that no history explains.
+// resyncing is whether a resync of this slot is unfinished.
 func (r *Member) resyncing() bool {
 	s, ok := r.Slot.(*meta.Slot)
-	return ok && (s.Resyncing() || r.Log.Last().Seq < s.CompleteFrom())
+	return ok && s.Resyncing()
+}
+
+// incomplete is whether the log lacks entries by which control files that a
+// resync fetched may be ahead. The stream brings them; a slot promoted earlier
+// would be a mixture that no history explains.
+func (r *Member) incomplete() bool {
+	s, ok := r.Slot.(*meta.Slot)
+	return ok && r.Log.Last().Seq < s.CompleteFrom()
 }
 
 // Changed returns a channel that closes at the next change of State that is
