@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"slotfs/meta"
@@ -38,22 +39,29 @@ func (r *Member) Fetch(ctx context.Context, id op.ID, want op.Sum) ([]byte, erro
 	if want.Size > maxFetch {
 		return nil, fmt.Errorf("fetch id %d: %d bytes are too many", id, want.Size)
 	}
-	errs := []error{ErrNoCopy}
 	// Somebody waits for a read. Those that gossip takes for dead come last, and
 	// get little time: gossip may not have heard yet that one is back.
-	for _, alive := range []bool{true, false} {
-		for _, p := range r.Peers.Slots(r.Store) {
-			if p.Slot == r.ID || p.Slot.IsZero() || p.Alive != alive {
-				continue
-			}
-			b, err := r.fetchWithin(ctx, p, id, want)
-			if err == nil {
-				return b, nil
-			}
-			errs = append(errs, fmt.Errorf("%s: %w", p.Node, err))
-			if ctx.Err() != nil {
-				break
-			}
+	deadLast := func(a, b PeerSlot) int {
+		switch {
+		case a.Alive == b.Alive:
+			return 0
+		case a.Alive:
+			return -1
+		}
+		return 1
+	}
+	errs := []error{ErrNoCopy}
+	for _, p := range slices.SortedStableFunc(slices.Values(r.Peers.Slots(r.Store)), deadLast) {
+		if p.Slot == r.ID || p.Slot.IsZero() {
+			continue
+		}
+		b, err := r.fetchWithin(ctx, p, id, want)
+		if err == nil {
+			return b, nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", p.Node, err))
+		if ctx.Err() != nil {
+			break
 		}
 	}
 	return nil, fmt.Errorf("fetch id %d: %w", id, errors.Join(errs...))
