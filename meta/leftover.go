@@ -230,6 +230,9 @@ func (r *reconciler) discard(n *node) error {
 		if m, err := readMark(n.path()); r.vanished != nil && err == nil && !m.Sealed {
 			return r.remove(n) // one more state of a control file that a resync replaced
 		}
+		if r.t.objects[n.id] && uint64(n.id) > r.t.to {
+			return r.remove(n) // half made, twice: the entry that makes it is in the log and still to come
+		}
 		return r.quarantine(n, "trash/ has another object with this id")
 	}
 	r.report.Trashed++
