@@ -162,3 +162,6 @@ func (f *FS) compareDir(n *node, say func(string, ...any)) {
 		say("%d places, %d of them dead (counted %d), %d entries", len(n.dir.order), dead, n.dir.dead, len(n.dir.ents))
 	}
 }
+
+// Aside is aside.
+func Aside(f func() error) error { return aside(f) }

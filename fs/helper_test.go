@@ -22,6 +22,7 @@ var helpers = map[string]func(args []string) error{
 	"map":    helperMap,
 	"permit": helperPermit,
 	"mount":  helperMount,
+	"deadly": helperDeadly,
 }
 
 func TestMain(m *testing.M) {

@@ -87,11 +87,13 @@ func Mount(dir string, s *meta.Slot, o Options) (*FS, error) {
 	go f.follow()
 	go f.seal()
 	go f.server.Serve()
-	if err := f.server.WaitMount(); err != nil {
-		f.detachMount()
-		return nil, fmt.Errorf("mount %s: %w", dir, err)
-	}
-	if err := f.throughDoor(); err != nil {
+	err = aside(func() error {
+		if err := f.server.WaitMount(); err != nil { // it opens a file in the mount
+			return fmt.Errorf("mount %s: %w", dir, err)
+		}
+		return f.throughDoor()
+	})
+	if err != nil {
 		f.cancel(errUnmounting)
 		f.detachMount()
 		return nil, err
