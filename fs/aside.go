@@ -20,8 +20,15 @@ import (
 func aside(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		// Never unlocked: the thread ends with this goroutine.
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The process's first thread never ends, and /proc/self means its
+			// table. While it is held here, the next goroutine gets another one.
+			done <- aside(f)
+			runtime.UnlockOSThread()
+			return
+		}
+		// Never unlocked: the thread ends with this goroutine.
 		if err := unix.Unshare(unix.CLONE_FILES); err != nil {
 			done <- fmt.Errorf("unshare file descriptors: %w", err)
 			return

@@ -92,3 +92,17 @@ func abort(t *testing.T, dir string) {
 		}
 	}
 }
+
+// The process's first thread is never the one that is given up.
+func TestAsideSparesFirstThread(t *testing.T) {
+	for range 2000 {
+		if err := fs.Aside(func() error {
+			if unix.Gettid() == unix.Getpid() {
+				return fmt.Errorf("on the first thread")
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
