@@ -36,6 +36,7 @@ type Slot struct {
 	mu         sync.Mutex
 	fs         *fs.FS             // nil: not mounted
 	epoch      uint64             // from Mount to Unmount: in which it is primary; else 0
+	unmounted  chan struct{}      // closed when that ends
 	stopHook   context.CancelFunc // ends a running on_promote; may be nil
 	lastHook   *admin.HookOutcome
 	mountError string
@@ -50,7 +51,7 @@ func (s *Slot) Mount(_ context.Context, epoch uint64) error {
 		return err
 	}
 	s.mu.Lock()
-	s.epoch = epoch
+	s.epoch, s.unmounted = epoch, make(chan struct{})
 	s.mu.Unlock()
 	if len(s.Conf.OnPromote) > 0 {
 		s.startOnPromote(epoch)
@@ -92,7 +93,7 @@ const remountEvery = 2 * time.Second
 func (s *Slot) lost(f *fs.FS, epoch uint64) {
 	s.change.Lock()
 	s.mu.Lock()
-	ours := s.fs != f
+	ours, unmounted := s.fs != f, s.unmounted
 	s.mu.Unlock()
 	if ours {
 		s.change.Unlock()
@@ -109,7 +110,11 @@ func (s *Slot) lost(f *fs.FS, epoch uint64) {
 	s.mu.Unlock()
 	s.node.publishSoon()
 	for s.remount(epoch) != nil {
-		time.Sleep(remountEvery)
+		select {
+		case <-unmounted:
+			return
+		case <-time.After(remountEvery):
+		}
 		s.change.Lock()
 	}
 }
@@ -168,7 +173,11 @@ func (s *Slot) Unmount(ctx context.Context, reason string) error {
 		s.hook.Unlock()
 	}
 	s.mu.Lock()
-	s.fs, s.epoch = nil, 0
+	s.fs = nil
+	if s.epoch > 0 {
+		s.epoch = 0
+		close(s.unmounted)
+	}
 	s.mu.Unlock()
 	defer s.node.publishSoon()
 	if f == nil {
