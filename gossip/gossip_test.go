@@ -267,6 +267,47 @@ func TestNewAddressAfterDeath(t *testing.T) {
 	})
 }
 
+// Only b names the other. Whichever of them is restarted is found again at
+// once, also while somebody else does not answer at all.
+func TestOneSidedJoin(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	a := start(t, "a", keyA)
+	options := func(name, bind string, joins ...string) gossip.Options {
+		return gossip.Options{Node: name, Bind: bind, Key: keyA, Timing: quick, Join: joins, Logger: slog.New(slog.DiscardHandler)}
+	}
+	b := startWith(t, options("b", "127.0.0.1:0", silent.Addr().String(), a.Addr()))
+	b.Join(context.Background())
+	eventually(t, a, "b joins", alive(a, "b"))
+	for range 3 {
+		addrA, addrB := a.Addr(), b.Addr()
+		if err := a.Abort(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, b, "a is gone", func() bool { return !alive(b, "a")() })
+		a = startWith(t, options("a", addrA))
+		begun := time.Now()
+		eventually(t, a, "a is found by b", alive(a, "b"))
+		if took := time.Since(begun); took > 5*time.Second {
+			t.Errorf("a was found after %v", took)
+		}
+		if err := b.Abort(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, a, "b is gone", func() bool { return !alive(a, "b")() })
+		b = startWith(t, options("b", addrB, silent.Addr().String(), addrA))
+		begun = time.Now()
+		b.Join(context.Background())
+		eventually(t, a, "b finds a", alive(a, "b"))
+		if took := time.Since(begun); took > 5*time.Second {
+			t.Errorf("b was found after %v", took)
+		}
+	}
+}
+
 func TestStoreNameTwice(t *testing.T) {
 	a := start(t, "a", keyA)
 	b := start(t, "b", keyA, a)

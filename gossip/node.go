@@ -24,6 +24,7 @@ type Gossip struct {
 	self    State             // our own
 	states  map[string]*State // of the others, by name
 	alive   map[string]*life  // of all, by name
+	joining map[string]bool   // addresses that joinAgain is trying
 	reports map[string]*Report
 	join    []string
 	changed chan struct{} // closed and replaced at each change
@@ -54,6 +55,7 @@ func Start(o Options) (*Gossip, error) {
 		log:       o.Logger,
 		states:    map[string]*State{},
 		alive:     map[string]*life{},
+		joining:   map[string]bool{},
 		reports:   map[string]*Report{},
 		join:      slices.Clone(o.Join),
 		changed:   make(chan struct{}),
@@ -217,15 +219,30 @@ func (g *Gossip) run(ctx context.Context) {
 			sent = g.spread(sent)
 		case <-tick.C:
 			for _, a := range g.missing() {
-				if ctx.Err() != nil {
-					return
-				}
-				if _, err := g.list.Join([]string{a}); err != nil {
-					g.log.Debug("join again", "addr", a, "err", err)
-				}
+				g.joinAgain(a)
 			}
 		}
 	}
+}
+
+// joinAgain tries to reach one address, beside everything else: where nothing
+// answers at all that takes long.
+func (g *Gossip) joinAgain(addr string) {
+	g.mu.Lock()
+	busy := g.joining[addr]
+	g.joining[addr] = true
+	g.mu.Unlock()
+	if busy {
+		return
+	}
+	g.wg.Go(func() {
+		if _, err := g.list.Join([]string{addr}); err != nil {
+			g.log.Debug("join again", "addr", addr, "err", err)
+		}
+		g.mu.Lock()
+		delete(g.joining, addr)
+		g.mu.Unlock()
+	})
 }
 
 // missing lists addresses of no living member: those to join, and those of
