@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"slotfs/meta/ledger"
 	"slotfs/meta/op"
 )
 
@@ -174,8 +175,9 @@ func (s *Slot) applyEntry(e *op.Entry) error {
 		}
 	case *op.Checkpoint:
 		if c.differs {
-			s.Events.Add(Event{Kind: EventDigest, Text: fmt.Sprintf(
-				"digest after entry %d differs from the primary's, which is %v: check the slot", o.At, o.Digest)})
+			s.finding(Event{Kind: EventDigest, Text: fmt.Sprintf(
+				"digest after entry %d differs from the primary's, which is %v: check the slot", o.At, o.Digest)},
+				ledger.Entry{Expected: map[string]string{"primary": o.Digest.String()}, Outcome: ledger.Noted})
 		}
 	}
 	return nil

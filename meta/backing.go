@@ -11,6 +11,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"golang.org/x/sys/unix"
 
+	"slotfs/meta/ledger"
 	"slotfs/meta/oplog"
 )
 
@@ -73,7 +74,8 @@ func (s *Slot) pastDamage(d *oplog.DamageError) bool {
 	if err := x.close(); err != nil || c+1 < d.Next {
 		return false
 	}
-	s.Events.Add(Event{Kind: EventDamaged, Path: d.Path, Text: fmt.Sprintf("%v; the checkpoint is at entry %d, so nothing is lost but history", d, c)})
+	s.finding(Event{Kind: EventDamaged, Path: d.Path, Text: fmt.Sprintf("%v; the checkpoint is at entry %d, so nothing is lost but history", d, c)},
+		ledger.Entry{Kind: ledger.Log, Outcome: ledger.Kept})
 	return true
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"slotfs/meta/ledger"
 	"slotfs/meta/op"
 )
 
@@ -47,9 +48,9 @@ func applied(t testing.TB, data string, log *memLog, c, a uint64) {
 // applyMore applies entries from…to to an index and a tree.
 func applyMore(t testing.TB, data string, ix *index, log *memLog, from, to uint64) {
 	t.Helper()
-	tr, err := openTree(data, ix, newEvents(slog.New(slog.DiscardHandler), func(ev Event) {
+	tr, err := openTree(data, ix, func(ev Event, _ ledger.Entry) {
 		t.Errorf("applier: %s %d %s: %s", ev.Kind, ev.ID, ev.Path, ev.Text)
-	}))
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@
 //	              reconcile
 //	quarantine/   damaged and unexplained files, each with a record in JSON
 //	rescue/       log of lost branches
+//	ledger/       what was found wrong, and decided about it (package ledger)
 //	volatile/     spilled content of files that fs keeps in memory; emptied at start
 //	resync.json   there while a resync is under way: index and tree are a mixture
 //	rebuild.json  there while the index is made anew, or is to be at the next start

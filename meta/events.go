@@ -21,6 +21,7 @@ const (
 	EventSpace      = "space"      // disk full, or no longer
 	EventRecovery   = "recovery"   // what a start had to put right
 	EventFault      = "fault"      // the slot stopped
+	EventLedger     = "ledger"     // a finding could not be recorded
 )
 
 // Event is a finding that a person may want to know about.
@@ -72,7 +73,7 @@ func (e *Events) Add(ev Event) {
 	e.mu.Unlock()
 	level := slog.LevelWarn
 	switch ev.Kind {
-	case EventFault, EventDamaged, EventDigest:
+	case EventFault, EventDamaged, EventDigest, EventLedger:
 		level = slog.LevelError
 	case EventRecovery:
 		level = slog.LevelInfo

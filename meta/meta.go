@@ -206,7 +206,7 @@ type Options struct {
 
 	// Fetch asks the other slots for the content of id with checksum want. What
 	// it returns is verified here. Nil: there is nobody to ask.
-	Fetch func(ctx context.Context, id op.ID, want op.Sum) ([]byte, error)
+	Fetch func(ctx context.Context, id op.ID, want op.Sum) (Copy, error)
 
 	OnEvent func(Event) // told of every event, outside locks; may be nil
 	OnFault func(error) // told once, when the slot faults; may be nil
@@ -219,6 +219,12 @@ type Options struct {
 
 	alone bool                          // Recover: give up a resync, as nobody is there to go on with it
 	hold  func(step, path string) error // tests: asked before recovery changes anything on disk
+}
+
+// Copy is another slot's content of an object.
+type Copy struct {
+	Data []byte
+	From string // name of the node
 }
 
 func (o Options) withDefaults() Options {
@@ -257,4 +263,5 @@ const (
 	dirQuarantine = "quarantine"
 	dirRescue     = "rescue"
 	dirVolatile   = "volatile"
+	dirLedger     = "ledger"
 )

@@ -102,7 +102,7 @@ func (s *Slot) readPlain(n *Inode, p []byte, off int64) (int, error) {
 	defer h.release()
 	if h.lost.Load() {
 		err := &DamagedError{ID: n.ID, Path: s.pathOf(n), Err: errLost}
-		s.suspect(n.ID, err.Path, err)
+		s.suspect(n, err.Path, err)
 		return 0, err
 	}
 	done, err := readAt(h.fd, p, off)

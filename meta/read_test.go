@@ -159,12 +159,12 @@ func TestDamageWithoutAnotherCopy(t *testing.T) {
 func TestRepairOnRead(t *testing.T) {
 	data := pattern(70_000)
 	var asked []op.ID
-	s := newMailSlot(t, Options{Fetch: func(_ context.Context, id op.ID, want op.Sum) ([]byte, error) {
+	s := newMailSlot(t, Options{Fetch: func(_ context.Context, id op.ID, want op.Sum) (Copy, error) {
 		asked = append(asked, id)
 		if !want.Equal(op.SumOf(data)) {
 			t.Error("asked for another checksum")
 		}
-		return data, nil
+		return Copy{Data: data, From: "n2"}, nil
 	}})
 	id := s.put("m", data)
 	s.add(&op.Link{ID: id, Parent: op.Root, Name: "second"})
@@ -210,7 +210,7 @@ func TestRepairOnRead(t *testing.T) {
 }
 
 func TestRepairRefusesBadCopy(t *testing.T) {
-	s := newMailSlot(t, Options{Fetch: func(context.Context, op.ID, op.Sum) ([]byte, error) { return []byte("other"), nil }})
+	s := newMailSlot(t, Options{Fetch: func(context.Context, op.ID, op.Sum) (Copy, error) { return Copy{Data: []byte("other")}, nil }})
 	id := s.put("m", []byte("right"))
 	flip(t, s.file("m"), 0)
 	var damaged *DamagedError
@@ -227,11 +227,11 @@ func TestRepairOnce(t *testing.T) {
 	data := pattern(200_000)
 	var mu sync.Mutex
 	fetched := 0
-	s := newMailSlot(t, Options{Fetch: func(context.Context, op.ID, op.Sum) ([]byte, error) {
+	s := newMailSlot(t, Options{Fetch: func(context.Context, op.ID, op.Sum) (Copy, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		fetched++
-		return data, nil
+		return Copy{Data: data}, nil
 	}})
 	id := s.put("m", data)
 	flip(t, s.file("m"), 150_000)
@@ -256,15 +256,15 @@ func TestRepairInterrupted(t *testing.T) {
 	data := pattern(1000)
 	entered := make(chan struct{})
 	var once sync.Once
-	s := newMailSlot(t, Options{Fetch: func(ctx context.Context, _ op.ID, _ op.Sum) ([]byte, error) {
+	s := newMailSlot(t, Options{Fetch: func(ctx context.Context, _ op.ID, _ op.Sum) (Copy, error) {
 		first := false
 		once.Do(func() { first = true })
 		if first {
 			close(entered)
 			<-ctx.Done()
-			return nil, ctx.Err()
+			return Copy{}, ctx.Err()
 		}
-		return data, nil
+		return Copy{Data: data}, nil
 	}})
 	id := s.put("m", data)
 	flip(t, s.file("m"), 3)
@@ -402,7 +402,7 @@ func TestSealVerifies(t *testing.T) {
 	want := []byte("what the primary has")
 	repaired := make(chan Event, 1)
 	s := newMailSlot(t, Options{
-		Fetch:   func(context.Context, op.ID, op.Sum) ([]byte, error) { return want, nil },
+		Fetch:   func(context.Context, op.ID, op.Sum) (Copy, error) { return Copy{Data: want}, nil },
 		OnEvent: func(e Event) { repaired <- e },
 	})
 	id := s.add(&op.Create{Parent: s.cur, Name: "c", Attr: op.Attr{Mode: typeRegular | 0o600}})

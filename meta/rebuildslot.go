@@ -12,6 +12,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"golang.org/x/sys/unix"
 
+	"slotfs/meta/ledger"
 	"slotfs/meta/op"
 )
 
@@ -186,8 +187,9 @@ func (s *Slot) rebuild(cause error) error {
 		return fmt.Errorf("rebuild index: %w", err)
 	}
 	st := s.ix.current()
-	s.Events.Add(Event{Kind: EventRecovery, Text: fmt.Sprintf("index made anew in %v (%v): %d objects, %d messages; %s",
-		time.Since(begun).Round(time.Millisecond), cause, st.Objects, st.Messages, report.summary())})
+	s.finding(Event{Kind: EventRecovery, Text: fmt.Sprintf("index made anew in %v (%v): %d objects, %d messages; %s",
+		time.Since(begun).Round(time.Millisecond), cause, st.Objects, st.Messages, report.summary())},
+		ledger.Entry{Kind: ledger.Index, Source: "tree and log", Outcome: ledger.Repaired})
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"slotfs/meta/ledger"
 	"slotfs/meta/op"
 )
 
@@ -69,7 +70,14 @@ func (s *Slot) recoverTo(committed uint64) error {
 
 // noteEvent is what reconcile reports to.
 func (s *Slot) noteEvent(kind string, id op.ID, path, text string) {
-	s.Events.Add(Event{Kind: kind, ID: id, Path: path, Text: text})
+	e := ledger.Entry{Outcome: ledger.Noted}
+	switch kind {
+	case ledger.Quarantined:
+		e.Outcome = ledger.Kept
+	case EventMissing, EventDamaged:
+		e.Outcome = ledger.Unrepaired
+	}
+	s.finding(Event{Kind: kind, ID: id, Path: path, Text: text}, e)
 }
 
 // ErrUnlocked: the data directory was handed over for use without slotfs.

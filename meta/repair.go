@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"slotfs/meta/ledger"
 	"slotfs/meta/op"
 )
 
@@ -41,32 +42,72 @@ func (s *Slot) repair(ctx context.Context, id op.ID, changed uint64, cause error
 		return errors.Join(errChanged, err)
 	}
 	path := s.pathOf(n)
-	data, err := s.fetch(ctx, n)
+	good, err := s.fetch(ctx, n)
 	if err != nil {
-		s.suspect(n.ID, path, fmt.Errorf("%w; no good copy: %w", cause, err))
+		s.suspect(n, path, fmt.Errorf("%w; no good copy: %w", cause, err))
 		return &DamagedError{ID: id, Path: path, Err: fmt.Errorf("%w; no good copy: %w", cause, err)}
 	}
-	kept, err := s.replace(n, data, cause)
+	found := s.foundOnDisk(n)
+	kept, err := s.replace(n, good.Data, cause)
 	if err != nil {
 		return fmt.Errorf("replace damaged %s: %w", path, err)
 	}
 	s.mu.Lock()
 	delete(s.suspects, id)
 	s.mu.Unlock()
-	s.Events.Add(Event{Kind: EventRepaired, ID: id, Path: path,
-		Text: fmt.Sprintf("damaged content (%v) replaced by another slot's copy; the bad one is %s", cause, kept)})
+	text := fmt.Sprintf("damaged content (%v) replaced by the copy of %s; the bad one is %s", cause, good.From, kept)
+	s.Events.Add(Event{Kind: EventRepaired, ID: id, Path: path, Text: text})
+	s.Record(ledger.Entry{Kind: ledger.Damaged, Path: path, ID: uint64(id), MessageID: messageIDOf(n, good.Data),
+		Expected: map[string]string{"index": checksum(n.Sum), good.From: checksum(n.Sum)}, Found: found,
+		Source: good.From, Outcome: ledger.Repaired, Text: text})
 	return nil
 }
 
 // suspect reports damage, once until it is repaired.
-func (s *Slot) suspect(id op.ID, path string, err error) {
+func (s *Slot) suspect(n *Inode, path string, err error) {
 	s.mu.Lock()
-	_, again := s.suspects[id]
-	s.suspects[id] = struct{}{}
+	_, again := s.suspects[n.ID]
+	s.suspects[n.ID] = struct{}{}
 	s.mu.Unlock()
-	if !again {
-		s.Events.Add(Event{Kind: EventDamaged, ID: id, Path: path, Text: err.Error()})
+	if again {
+		return
 	}
+	e := ledger.Entry{Outcome: ledger.Unrepaired, Found: s.foundOnDisk(n)}
+	if n.Sum != nil {
+		e.Expected = map[string]string{"index": checksum(n.Sum)}
+	}
+	s.finding(Event{Kind: EventDamaged, ID: n.ID, Path: path, Text: err.Error()}, e)
+}
+
+// foundOnDisk is what this slot's own copy says, for the ledger: its bytes, and
+// its mark.
+func (s *Slot) foundOnDisk(n *Inode) map[string]string {
+	fd, err := s.openSame(n)
+	if err != nil {
+		return map[string]string{"disk": err.Error()}
+	}
+	defer unix.Close(fd)
+	found := make(map[string]string, 2)
+	if sum, err := op.SumReader(&fdReader{fd: fd}); err != nil {
+		found["disk"] = err.Error()
+	} else {
+		found["disk"] = checksum(&sum)
+	}
+	switch m, err := readMarkFd(fd); {
+	case err != nil:
+		found["xattr"] = err.Error()
+	case m.Sized:
+		found["xattr"] = fmt.Sprintf("xxh64:%016x size:%d", m.XXH, m.Size)
+	}
+	return found
+}
+
+// messageIDOf is the Message-ID of a message; of other files none.
+func messageIDOf(n *Inode, content []byte) string {
+	if !n.Sealed {
+		return ""
+	}
+	return MessageID(content)
 }
 
 // pathOf is a path for people: n may be in trash.
@@ -93,22 +134,22 @@ func (s *Slot) intact(n *Inode) bool {
 }
 
 // fetch gets n's content from another slot and verifies it.
-func (s *Slot) fetch(ctx context.Context, n *Inode) ([]byte, error) {
+func (s *Slot) fetch(ctx context.Context, n *Inode) (Copy, error) {
 	if s.opt.Fetch == nil {
-		return nil, errNobody
+		return Copy{}, errNobody
 	}
-	data, err := s.opt.Fetch(ctx, n.ID, *n.Sum)
+	good, err := s.opt.Fetch(ctx, n.ID, *n.Sum)
 	if err != nil {
-		return nil, fmt.Errorf("fetch: %w", err)
+		return Copy{}, fmt.Errorf("fetch: %w", err)
 	}
-	have := op.BlockSumOf(data)
+	have := op.BlockSumOf(good.Data)
 	if n.Sum.SHA256 != [32]byte{} {
-		have = op.SumOf(data)
+		have = op.SumOf(good.Data)
 	}
 	if !n.Sum.Equal(have) {
-		return nil, errors.New("the fetched copy is damaged, too")
+		return Copy{}, errors.New("the fetched copy is damaged, too")
 	}
-	return data, nil
+	return good, nil
 }
 
 // replace puts data in the place of n's content, under all of its names, with

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"slotfs/meta/ledger"
 	"slotfs/meta/op"
 )
 
@@ -287,7 +288,8 @@ func (s *Slot) firstResync(t ResyncTarget) (*resyncing, error) {
 		if err != nil {
 			return nil, fmt.Errorf("resync: %w", err)
 		}
-		s.Events.Add(Event{Kind: EventRecovery, Text: fmt.Sprintf("resync: %d entries that the source may not have were copied to %s", n, dirRescue)})
+		s.finding(Event{Kind: EventRecovery, Text: fmt.Sprintf("resync: %d entries that the source may not have were copied to %s", n, dirRescue)},
+			ledger.Entry{Kind: ledger.Rescue, Outcome: ledger.Kept})
 	}
 	return r, nil
 }

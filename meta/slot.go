@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"slotfs/meta/ledger"
 	"slotfs/meta/op"
 	"slotfs/meta/oplog"
 )
@@ -33,6 +34,8 @@ type Slot struct {
 	Layout *Layout
 	// Events are the slot's findings.
 	Events *Events
+	// Ledger keeps them for good; see Record.
+	Ledger *ledger.Ledger
 
 	dir   string
 	opt   Options
@@ -63,6 +66,8 @@ type Slot struct {
 	suspects map[op.ID]struct{} // reported as damaged and not repaired since
 	resync   *resyncing         // the resync under way, nil if there is none
 	started  bool               // Start was called
+
+	unrecorded []ledger.Entry // for the ledger; a goroutine is at it while not empty
 
 	recovered *ReconcileReport // what Open had to do
 
@@ -196,6 +201,9 @@ func (s *Slot) open() (err error) {
 	if err := emptyDir(filepath.Join(s.dir, dirVolatile)); err != nil {
 		return fmt.Errorf("empty %s: %w", dirVolatile, err)
 	}
+	if err := s.openLedger(); err != nil {
+		return err
+	}
 	if err := s.checkBacking(); err != nil {
 		return err
 	}
@@ -212,7 +220,7 @@ func (s *Slot) open() (err error) {
 	if err := s.openIndex(); err != nil {
 		return err
 	}
-	if s.tree, err = openTree(s.dir, s.ix, s.Events); err != nil {
+	if s.tree, err = openTree(s.dir, s.ix, s.finding); err != nil {
 		return err
 	}
 	s.tree.wait, s.tree.over, s.tree.ctx = s.space.wait, s.space.over, s.ctx
@@ -313,6 +321,10 @@ func (s *Slot) closeFiles() error {
 	}
 	if s.ix != nil {
 		errs = append(errs, s.ix.close())
+	}
+	if s.Ledger != nil {
+		s.work.Wait() // what is still to be recorded
+		errs = append(errs, s.Ledger.Close())
 	}
 	if s.lock != nil {
 		errs = append(errs, s.lock.Close())

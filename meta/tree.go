@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"slotfs/meta/ledger"
 	"slotfs/meta/op"
 )
 
@@ -20,12 +21,12 @@ import (
 // it: the applier's hands. All calls are relative to directory descriptors that
 // are found by id.
 type tree struct {
-	data   string // the data directory
-	x      *index
-	events *Events
-	umask  uint32
-	uid    uint32 // of this process: what new files belong to
-	gid    uint32
+	data  string // the data directory
+	x     *index
+	found func(Event, ledger.Entry)
+	umask uint32
+	uid   uint32 // of this process: what new files belong to
+	gid   uint32
 
 	root, trash, stage, quarantine *handle
 
@@ -59,9 +60,9 @@ const (
 	openFile = unix.O_RDWR | unix.O_NOFOLLOW | unix.O_CLOEXEC
 )
 
-func openTree(data string, x *index, events *Events) (*tree, error) {
+func openTree(data string, x *index, found func(Event, ledger.Entry)) (*tree, error) {
 	t := &tree{
-		data: data, x: x, events: events,
+		data: data, x: x, found: found,
 		uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()),
 		dirs: newFDCache(dirsOpen), files: newFDCache(filesOpen),
 		late: make(map[op.ID]struct{}),
@@ -290,7 +291,8 @@ func (t *tree) displace(d *handle, name string) error {
 	t.late[d.id] = struct{}{}
 	dir, _ := t.x.path(d.id)
 	path := filepath.Join(dir, name)
-	t.events.Add(Event{Kind: EventUnexpected, Path: path, Text: "a file in the tree that no entry explains was moved to quarantine/" + to})
+	t.found(Event{Kind: EventUnexpected, Path: path, Text: "a file in the tree that no entry explains was moved to quarantine/" + to},
+		ledger.Entry{Outcome: ledger.Kept})
 	return writeRecord(filepath.Join(t.data, dirQuarantine, to+".json"), map[string]any{
 		"time": time.Now(), "path": path, "reason": "in the way of an entry, and no entry explains it",
 	})
@@ -299,7 +301,7 @@ func (t *tree) displace(d *handle, name string) error {
 // missing reports that something was not where the index has it.
 func (t *tree) missing(id op.ID, what string) {
 	path, _ := t.x.path(id)
-	t.events.Add(Event{Kind: EventMissing, ID: id, Path: path, Text: "missing in the tree: " + what})
+	t.found(Event{Kind: EventMissing, ID: id, Path: path, Text: "missing in the tree: " + what}, ledger.Entry{Outcome: ledger.Unrepaired})
 }
 
 // setTimes sets the mtimes that were put off; they come from the index, whose

@@ -32,12 +32,12 @@ type contentReply struct {
 
 // Fetch gets the content of id from another slot of the store. What it returns
 // matches want; ErrNoCopy if nobody has that.
-func (r *Member) Fetch(ctx context.Context, id op.ID, want op.Sum) ([]byte, error) {
+func (r *Member) Fetch(ctx context.Context, id op.ID, want op.Sum) (meta.Copy, error) {
 	if ctx.Value(serving{}) != nil {
-		return nil, fmt.Errorf("fetch id %d: %w: asked by another slot", id, ErrNoCopy)
+		return meta.Copy{}, fmt.Errorf("fetch id %d: %w: asked by another slot", id, ErrNoCopy)
 	}
 	if want.Size > maxFetch {
-		return nil, fmt.Errorf("fetch id %d: %d bytes are too many", id, want.Size)
+		return meta.Copy{}, fmt.Errorf("fetch id %d: %d bytes are too many", id, want.Size)
 	}
 	// Somebody waits for a read. Those that gossip takes for dead come last, and
 	// get little time: gossip may not have heard yet that one is back.
@@ -57,14 +57,14 @@ func (r *Member) Fetch(ctx context.Context, id op.ID, want op.Sum) ([]byte, erro
 		}
 		b, err := r.fetchWithin(ctx, p, id, want)
 		if err == nil {
-			return b, nil
+			return meta.Copy{Data: b, From: p.Node}, nil
 		}
 		errs = append(errs, fmt.Errorf("%s: %w", p.Node, err))
 		if ctx.Err() != nil {
 			break
 		}
 	}
-	return nil, fmt.Errorf("fetch id %d: %w", id, errors.Join(errs...))
+	return meta.Copy{}, fmt.Errorf("fetch id %d: %w", id, errors.Join(errs...))
 }
 
 // fetchWithin is fetchFrom, which must be quick if p is taken for dead.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"slotfs/meta"
+	"slotfs/meta/ledger"
 	"slotfs/meta/op"
 	"slotfs/meta/oplog"
 )
@@ -63,6 +64,8 @@ type Options struct {
 	LogMax     int64         // optional: bytes of log kept for absent replicas; 1 GiB
 	Logger     *slog.Logger  // optional
 	OnEvent    func(Event)   // optional; must not block
+
+	Record func(...ledger.Entry) // optional: writes to the slot's ledger
 }
 
 // Member is one slot's part in the replication of its store.

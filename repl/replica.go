@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"slotfs/meta"
+	"slotfs/meta/ledger"
 	"slotfs/meta/op"
 	"slotfs/meta/oplog"
 )
@@ -220,8 +221,17 @@ func (r *Member) meetPrimary(w welcome, h hello) error {
 		return fmt.Errorf("cut the log after seq %d: %w", w.Common.Seq, err)
 	}
 	r.forget(w.Common.Seq)
-	r.tell(true, fmt.Sprintf("%d entries after seq %d are not in the primary's history: cut, kept in rescue/", n, w.Common.Seq))
+	text := fmt.Sprintf("%d entries after seq %d are not in the primary's history: cut, kept in rescue/", n, w.Common.Seq)
+	r.tell(true, text)
+	r.record(ledger.Entry{Kind: ledger.Rescue, Path: "./rescue", Source: w.Node, Outcome: ledger.Kept, Text: text})
 	return nil
+}
+
+// record writes to the slot's ledger.
+func (r *Member) record(e ledger.Entry) {
+	if r.Record != nil {
+		r.Record(e)
+	}
 }
 
 // joined notes that this slot follows peer now.

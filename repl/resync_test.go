@@ -26,7 +26,7 @@ func (n *node) openMeta() (testSlot, *oplog.Log) {
 	t.Helper()
 	s, err := meta.Open(n.dir, meta.Options{
 		Store: "mail", Reserve: -1, Logger: logger(t, n.name), Log: oplog.Options{SegmentSize: 1 << 20}, CheckpointEvery: 200 * time.Millisecond,
-		Fetch: func(ctx context.Context, id op.ID, want op.Sum) ([]byte, error) { return n.m.Fetch(ctx, id, want) },
+		Fetch: func(ctx context.Context, id op.ID, want op.Sum) (meta.Copy, error) { return n.m.Fetch(ctx, id, want) },
 	})
 	if err != nil {
 		t.Fatalf("open %s: %v", n.name, err)
@@ -410,15 +410,15 @@ func TestFetchRepairs(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := a.m.Fetch(context.Background(), in.ID, *in.Sum)
-	if err != nil || !bytes.Equal(got, m.msgs[2].data) {
-		t.Errorf("fetch: %d bytes, %v", len(got), err)
+	if err != nil || !bytes.Equal(got.Data, m.msgs[2].data) || got.From != b.name {
+		t.Errorf("fetch: %d bytes, %v", len(got.Data), err)
 	}
 	// Gossip may not have heard yet that a slot is back.
 	w.mu.Lock()
 	b.up = false
 	w.mu.Unlock()
-	if got, err = a.m.Fetch(context.Background(), in.ID, *in.Sum); err != nil || !bytes.Equal(got, m.msgs[2].data) {
-		t.Errorf("from a slot taken for dead: %d bytes, %v", len(got), err)
+	if got, err = a.m.Fetch(context.Background(), in.ID, *in.Sum); err != nil || !bytes.Equal(got.Data, m.msgs[2].data) {
+		t.Errorf("from a slot taken for dead: %d bytes, %v", len(got.Data), err)
 	}
 	w.mu.Lock()
 	b.up = true

@@ -111,7 +111,7 @@ which they find in the config: --config, $` + config.EnvPath + `, or
 	add("node", a.initCmd(), a.createCmd(), a.serveCmd())
 	add("look", a.statusCmd(), a.digestCmd(), a.logCmd(), a.metricsCmd())
 	add("act", a.promoteCmd(), a.demoteCmd(), a.rejoinCmd())
-	add("fix", a.checkCmd(), a.recoverCmd())
+	add("fix", a.checkCmd(), a.recoverCmd(), a.ledgerCmd())
 	root.AddCommand(a.versionCmd(), exitCodesCmd())
 	root.InitDefaultCompletionCmd()
 	for _, c := range root.Commands() {

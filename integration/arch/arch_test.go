@@ -60,11 +60,12 @@ func packages(t *testing.T) []pkg {
 var layer = map[string][]string{
 	"meta/op":     {},
 	"meta/oplog":  {"meta/op"},
-	"meta":        {"meta/op", "meta/oplog"},
+	"meta/ledger": {},
+	"meta":        {"meta/op", "meta/oplog", "meta/ledger"},
 	"fs":          {"meta", "meta/op", "meta/oplog"},
-	"repl":        {"meta", "meta/op", "meta/oplog"},
+	"repl":        {"meta", "meta/op", "meta/oplog", "meta/ledger"},
 	"gossip":      {},
-	"cmd":         {"cmd/slotfs/...", "fs", "repl", "gossip", "meta", "meta/op", "meta/oplog"},
+	"cmd":         {"cmd/slotfs/...", "fs", "repl", "gossip", "meta", "meta/op", "meta/oplog", "meta/ledger"},
 	"integration": {"integration/...", "meta/op"},
 }
 

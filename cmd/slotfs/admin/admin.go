@@ -7,6 +7,7 @@
 //	GET  /v1/status                     Status
 //	GET  /v1/digest?store=S&path=P      Digest; with wait=1 when other nodes are at the same seq, or soon
 //	GET  /v1/log?store=S&since=N&user=U a LogLine per line
+//	GET  /v1/ledger?store=S             a ledger.Entry per line; with verify=1 LedgerVerified
 //	POST /v1/check     CheckRequest     meta.Report
 //	POST /v1/promote   PromoteRequest   Outcome
 //	POST /v1/demote    DemoteRequest    Outcome
@@ -22,6 +23,7 @@ import (
 	"slotfs/cmd/slotfs/exit"
 	"slotfs/gossip"
 	"slotfs/meta"
+	"slotfs/meta/ledger"
 	"slotfs/meta/op"
 	"slotfs/repl"
 )
@@ -109,6 +111,14 @@ type LogLine struct {
 	Size  int64     `json:"size,omitempty"`
 	UID   *uint32   `json:"uid,omitempty"`
 	Text  string    `json:"text,omitempty"`
+}
+
+// LedgerVerified is what verifying a slot's ledger found.
+type LedgerVerified struct {
+	Node  string `json:"node,omitempty"`
+	Store string `json:"store"`
+	Dir   string `json:"dir"`
+	ledger.Result
 }
 
 // CheckRequest asks for a check of a slot.

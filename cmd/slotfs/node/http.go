@@ -33,6 +33,7 @@ func (n *Node) serveHTTP(wg *sync.WaitGroup) {
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) { st := n.Status(); answer(w, &st, nil) })
 	mux.HandleFunc("GET /v1/digest", n.getDigest)
 	mux.HandleFunc("GET /v1/log", n.getLog)
+	mux.HandleFunc("GET /v1/ledger", n.getLedger)
 	mux.HandleFunc("POST /v1/check", handle(n.check))
 	mux.HandleFunc("POST /v1/promote", handle(n.promote))
 	mux.HandleFunc("POST /v1/demote", handle(n.demote))
@@ -217,14 +218,7 @@ func (n *Node) getLog(w http.ResponseWriter, r *http.Request) {
 		sent = true
 		return enc.Encode(l)
 	})
-	switch {
-	case err == nil || r.Context().Err() != nil:
-	case sent:
-		n.Log.Warn("answer cut short", "err", err)
-		panic(http.ErrAbortHandler) // so that the client notices
-	default:
-		problem(w, err)
-	}
+	n.endStream(w, r, sent, err)
 }
 
 func (n *Node) check(ctx context.Context, r *admin.CheckRequest) (*meta.Report, error) {

@@ -281,7 +281,7 @@ func (n *Node) makeMembers() error {
 			Peers: peers, Hooks: s, TLS: n.Identity.ClientTLS(),
 			Timeout: n.Config.ReplicaTimeout, StopOnLoss: s.Conf.OnReplicaLoss == config.Stop,
 			Local: s.Conf.Durability == config.Local, LogMax: s.Conf.LogMax, Logger: n.Log,
-			OnEvent: func(repl.Event) { n.publishSoon() },
+			OnEvent: func(repl.Event) { n.publishSoon() }, Record: s.Meta.Record,
 		})
 		if err != nil {
 			return fmt.Errorf("start replication of %s: %w", s.Conf.Store, err)

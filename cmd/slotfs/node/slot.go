@@ -198,10 +198,10 @@ func (s *Slot) Unmount(ctx context.Context, reason string) error {
 }
 
 // fetch is meta's read repair: it asks the other slots for good content.
-func (s *Slot) fetch(ctx context.Context, id op.ID, want op.Sum) ([]byte, error) {
+func (s *Slot) fetch(ctx context.Context, id op.ID, want op.Sum) (meta.Copy, error) {
 	m := s.Member
 	if m == nil {
-		return nil, errNotRunning
+		return meta.Copy{}, errNotRunning
 	}
 	return m.Fetch(ctx, id, want)
 }
