@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -50,9 +51,32 @@ func (f *FS) errno(h *fuse.InHeader, err error) fuse.Status {
 	}
 	var e syscall.Errno
 	if errors.As(err, &e) {
-		f.log.Warn("system call below failed", keyOp, opName(h.Opcode), keyErr, err)
+		f.complain(h, e, err)
 		return fuse.Status(e)
 	}
 	f.log.Error("unexpected error, caller gets EIO", keyOp, opName(h.Opcode), slog.Uint64("node", h.NodeId), keyErr, err)
 	return fuse.EIO
+}
+
+// complaint is a kind of failure that is told once in complainEvery: a full disk
+// fails every write of every delivery.
+type complaint struct {
+	opcode uint32
+	errno  syscall.Errno
+}
+
+const complainEvery = time.Minute
+
+// complain tells that a system call on a file below failed.
+func (f *FS) complain(h *fuse.InHeader, e syscall.Errno, err error) {
+	c, now := complaint{h.Opcode, e}, time.Now()
+	f.complaintMu.Lock()
+	told := now.Sub(f.complaints[c]) < complainEvery
+	if !told {
+		f.complaints[c] = now
+	}
+	f.complaintMu.Unlock()
+	if !told {
+		f.log.Warn("system call below failed; the next ones like it within a minute are not told", keyOp, opName(h.Opcode), keyErr, err)
+	}
 }

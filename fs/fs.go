@@ -94,6 +94,9 @@ type FS struct {
 	refused  atomic.Int32          // errno for all changes; 0: none
 	seams    atomic.Pointer[seams] // set by tests
 
+	complaintMu sync.Mutex
+	complaints  map[complaint]time.Time // when each was last told
+
 	// mu guards the namespace, the nodes (except what their own locks guard) and
 	// the order of the log: whoever appends holds it. No I/O and no waiting
 	// under it.

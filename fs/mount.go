@@ -68,7 +68,8 @@ func Mount(dir string, s *meta.Slot, o Options) (*FS, error) {
 		nodes: make(map[uint64]*node), byID: make(map[op.ID]*node),
 		loading: make(map[op.ID]chan struct{}), lastNode: rootNode,
 		dirTimes: make(map[op.ID]int64), dirty: make(map[op.ID]quiet),
-		virt: map[uint64]*virtual{virtualBase: {isDir: true, time: now()}},
+		complaints: make(map[complaint]time.Time),
+		virt:       map[uint64]*virtual{virtualBase: {isDir: true, time: now()}},
 	}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	if err := f.prepare(); err != nil {

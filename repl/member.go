@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -96,6 +97,7 @@ type Member struct {
 	events  []Event
 	lastErr string
 	errTime time.Time
+	said    map[string]time.Time // errors that were logged in the last minute
 	passing bool // lastErr is the network's, and forgotten when that is back
 	waiters map[uint64]chan error
 	nextID  uint64
@@ -142,7 +144,7 @@ func New(o Options) (*Member, error) {
 	r := &Member{
 		Options: o, logger: o.Logger.With(keyStore, o.Store), start: time.Now(), notes: n,
 		table: map[op.SlotID]PeerSlot{}, senders: map[op.SlotID]*sender{}, waiters: map[uint64]chan error{},
-		gone: make(chan struct{}), heard: n.Heard, from: n.From,
+		gone: make(chan struct{}), said: map[string]time.Time{}, heard: n.Heard, from: n.From,
 	}
 	r.in.wake = make(chan struct{}, 1)
 	r.role.Store(Replica)
@@ -327,10 +329,12 @@ func (r *Member) spawn(f func(ctx context.Context)) {
 // fail notes an error that has no other reader.
 func (r *Member) fail(err error) {
 	r.mu.Lock()
-	same := r.lastErr == err.Error() && time.Since(r.errTime) < time.Minute
+	now := time.Now()
+	maps.DeleteFunc(r.said, func(_ string, at time.Time) bool { return now.Sub(at) >= time.Minute })
+	_, same := r.said[err.Error()]
 	r.lastErr, r.passing = err.Error(), absent(err)
 	if !same {
-		r.errTime = time.Now()
+		r.said[err.Error()], r.errTime = now, now
 	}
 	level := slog.LevelWarn
 	if r.passing {
