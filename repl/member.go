@@ -98,7 +98,7 @@ type Member struct {
 	lastErr string
 	errTime time.Time
 	said    map[string]time.Time // errors that were logged in the last minute
-	passing bool // lastErr is the network's, and forgotten when that is back
+	passing bool                 // lastErr is the network's, and forgotten when that is back
 	waiters map[uint64]chan error
 	nextID  uint64
 	conns   uint64 // number of the last replica's connection
