@@ -99,6 +99,7 @@ func (c *Cluster) Issue(name, certFile, keyFile string) error {
 	tmpl.KeyUsage = x509.KeyUsageDigitalSignature
 	tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	tmpl.URIs = []*url.URL{{Scheme: scheme, Host: c.ID, Path: "/" + name}}
+	tmpl.DNSNames = []string{c.ServerName()}
 	if tmpl.NotAfter.After(c.CA.NotAfter) {
 		tmpl.NotAfter = c.CA.NotAfter
 	}

@@ -21,7 +21,8 @@
 //     in the CA's name only so that messages can say which cluster a stranger
 //     belongs to; what counts is the signature.
 //   - Host names and addresses are in no certificate: nodes find each other by
-//     gossip, and may move. A peer is accepted if its certificate was signed by
+//     gossip, and may move. The one DNS name, <cluster id>.slotfs, is the same in
+//     all; it is for the register's members, whose software wants one. A peer is accepted if its certificate was signed by
 //     our CA for our cluster; its name is the certificate's CN.
 //   - Certificates are valid for twenty years, from a day before they are made:
 //     a mail store must not stop because nobody renewed an internal
@@ -95,6 +96,10 @@ type Cluster struct {
 	CA        *x509.Certificate
 	GossipKey []byte
 }
+
+// ServerName is the DNS name that every node certificate of the cluster
+// carries, for software that checks one: the register's members.
+func (c *Cluster) ServerName() string { return c.ID + ".slotfs" }
 
 // Node is a node's own certificate and what it trusts.
 type Node struct {

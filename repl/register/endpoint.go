@@ -1,0 +1,206 @@
+package register
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+)
+
+// Times of requests.
+const (
+	// hedge is how long one endpoint may take before the next is asked as well.
+	hedge = 300 * time.Millisecond
+	// attempt bounds a request to one endpoint.
+	attempt = 1500 * time.Millisecond
+	// pause is between two rounds over all endpoints.
+	pause = 50 * time.Millisecond
+	// keepalive: gRPC pings an idle connection no more often than this.
+	keepalive        = 10 * time.Second
+	keepaliveTimeout = 2 * time.Second
+	reconnectMax     = 500 * time.Millisecond
+)
+
+// endpoint is one etcd server and the connection to it.
+type endpoint struct {
+	url    string
+	client *clientv3.Client // nil: not connected yet
+}
+
+var errNoEndpoints = errors.New("no register member is known yet")
+
+// SetEndpoints says where the register is, in the order of preference: URLs,
+// or host:port for TLS. Connections to endpoints that stay are kept.
+func (e *Etcd) SetEndpoints(urls []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return
+	}
+	var next []*endpoint
+	for _, u := range urls {
+		if slices.ContainsFunc(next, func(p *endpoint) bool { return p.url == u }) {
+			continue
+		}
+		if i := slices.IndexFunc(e.endpoints, func(p *endpoint) bool { return p.url == u }); i >= 0 {
+			next = append(next, e.endpoints[i])
+		} else {
+			next = append(next, &endpoint{url: u})
+		}
+	}
+	for _, p := range e.endpoints {
+		if !slices.Contains(next, p) && p.client != nil {
+			go closeClient(p.client, e.logger)
+		}
+	}
+	e.endpoints = next
+}
+
+// Endpoints is the list in use.
+func (e *Etcd) Endpoints() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var out []string
+	for _, p := range e.endpoints {
+		out = append(out, p.url)
+	}
+	return out
+}
+
+func closeClient(c *clientv3.Client, logger *slog.Logger) {
+	if err := c.Close(); err != nil && !errors.Is(err, context.Canceled) {
+		logger.Debug("close register connection", "err", err)
+	}
+}
+
+// client gives the connection to p. With a user it authenticates first, which
+// takes a request.
+func (e *Etcd) client(ctx context.Context, p *endpoint) (*clientv3.Client, error) {
+	e.mu.Lock()
+	c, closed := p.client, e.closed
+	e.mu.Unlock()
+	if c != nil || closed {
+		return c, e.closedError(closed)
+	}
+	c, err := clientv3.New(clientv3.Config{
+		Endpoints: []string{p.url}, TLS: e.options.TLS, Username: e.options.User, Password: e.options.Password,
+		DialTimeout: attempt, DialKeepAliveTime: keepalive, DialKeepAliveTimeout: keepaliveTimeout,
+		MaxUnaryRetries: 1, Logger: zap.NewNop(), Context: e.ctx,
+		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: reconnectMax},
+			MinConnectTimeout: attempt,
+		})},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("connect: %w", err)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case e.closed:
+		go closeClient(c, e.logger)
+		return nil, errClosed
+	case p.client != nil: // somebody else was faster
+		go closeClient(c, e.logger)
+	default:
+		p.client = c
+	}
+	return p.client, ctx.Err()
+}
+
+func (e *Etcd) closedError(closed bool) error {
+	if closed {
+		return errClosed
+	}
+	return nil
+}
+
+// ordered lists the endpoints, the one that answered last first.
+func (e *Etcd) ordered() []*endpoint {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	out := slices.Clone(e.endpoints)
+	if i := slices.Index(out, e.good); i > 0 {
+		out = slices.Concat(out[i:i+1], out[:i], out[i+1:])
+	}
+	return out
+}
+
+// ask does f at one endpoint after the other until one answers or ctx ends. A
+// slow endpoint is not waited for: the next is asked as well, and the first
+// answer counts; so f must be harmless when done twice.
+func ask[T any](ctx context.Context, e *Etcd, f func(context.Context, *clientv3.Client) (T, error)) (T, error) {
+	type answer struct {
+		from  *endpoint
+		value T
+		err   error
+	}
+	ctx, cancel := context.WithCancel(ctx) // ends what was overtaken
+	defer cancel()
+	defer context.AfterFunc(e.ctx, cancel)()
+	var zero T
+	last := errNoEndpoints
+	for {
+		list := e.ordered()
+		answers := make(chan answer, len(list))
+		next, running := 0, 0
+		start := func() {
+			p := list[next]
+			next++
+			running++
+			go func() {
+				actx, stop := context.WithTimeout(ctx, attempt)
+				defer stop()
+				a := answer{from: p}
+				var c *clientv3.Client
+				if c, a.err = e.client(actx, p); a.err == nil {
+					a.value, a.err = f(actx, c)
+				}
+				answers <- a
+			}()
+		}
+		timer := time.NewTimer(hedge)
+		if len(list) > 0 {
+			start()
+		}
+		for running > 0 {
+			select {
+			case <-timer.C:
+				if next < len(list) {
+					start()
+					timer.Reset(hedge)
+				}
+			case a := <-answers:
+				running--
+				if a.err == nil {
+					e.answered(a.from)
+					timer.Stop()
+					return a.value, nil
+				}
+				if ctx.Err() == nil {
+					last = fmt.Errorf("%s: %w", a.from.url, a.err)
+				}
+				if next < len(list) {
+					start()
+					timer.Reset(hedge)
+				}
+			case <-ctx.Done():
+				timer.Stop()
+				return zero, e.failed(last, ctx.Err())
+			}
+		}
+		timer.Stop()
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return zero, e.failed(last, ctx.Err())
+		}
+	}
+}
