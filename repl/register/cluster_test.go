@@ -285,4 +285,3 @@ func mustGet(t *testing.T, e *register.Etcd, store string) repl.Record {
 	}
 	return r
 }
-
