@@ -256,7 +256,7 @@ func (r *Member) answered(s SlotStatus, node string, poke bool) {
 		return
 	}
 	r.post(evAnswer{slot: s.Slot, node: node, poke: poke, answer: answer{
-		hasStore: !s.StoreID.IsZero(), leading: s.Leading, intent: s.Intent, yield: s.Yield, last: s.Last, hist: s.History,
+		hasStore: !s.StoreID.IsZero(), leading: s.Leading, intent: s.Intent, yield: s.Yield, last: s.Last, hist: s.History, Condition: s.Condition,
 	}})
 }
 
@@ -265,7 +265,7 @@ func (r *Member) hello(f purpose) hello {
 	s := r.status()
 	return hello{
 		Protocol: Protocol, For: f, Cluster: r.Cluster, Node: r.Node, Store: r.Store, StoreID: s.StoreID, Slot: r.ID,
-		Role: s.Role, Leading: s.Leading, Intent: s.Intent, Local: r.Local, Last: s.Last, Applied: s.Applied, History: s.History, Yield: s.Yield,
+		Role: s.Role, Leading: s.Leading, Intent: s.Intent, Local: r.Local, Last: s.Last, Applied: s.Applied, History: s.History, Yield: s.Yield, Condition: s.Condition,
 	}
 }
 
@@ -273,12 +273,18 @@ func (r *Member) hello(f purpose) hello {
 func (r *Member) status() SlotStatus {
 	r.refresh()
 	r.mu.Lock()
-	hist, split, yield := r.hist, r.pub.split, r.notes.Yield
+	hist, split, yield, drained := r.hist, r.pub.split, r.notes.Yield, r.notes.Drained
 	r.mu.Unlock()
 	s := SlotStatus{
 		Store: r.Store, StoreID: r.storeID(), Slot: r.ID, Role: r.role.Load().(Role), Leading: r.leading.Load(),
 		Intent: intent(r.intent.Load()),
 		Last:   r.Log.Last(), Applied: r.Log.Applied.Get(), History: hist, Diverged: split, Yield: yield,
+		Condition: Condition{Resyncing: r.resyncing() || r.incomplete(), Drained: drained},
+	}
+	if r.Ready != nil {
+		if err := r.Ready(); err != nil {
+			s.Unready = err.Error()
+		}
 	}
 	if err := r.faulted(); err != nil {
 		s.Faulted, s.Leading = err.Error(), false

@@ -67,6 +67,9 @@ type Options struct {
 	OnEvent    func(Event)   // optional; must not block
 
 	Record func(...ledger.Entry) // optional: writes to the slot's ledger
+	// Ready, if set, says why this slot could not serve if it became primary
+	// now. It is asked often, and must not wait.
+	Ready func() error
 }
 
 // Member is one slot's part in the replication of its store.
@@ -105,6 +108,9 @@ type Member struct {
 	stopped bool
 	heard   time.Time
 	from    string
+	copies  map[op.SlotID]uint64 // up to which entry others have our log
+
+	heardSeq atomic.Uint64 // the last entry that the primary is known to have
 
 	damaged atomic.Uint64 // the log cannot be read before this seq; 0: it can
 	leading atomic.Bool   // replicas may stream from here
@@ -147,6 +153,8 @@ func New(o Options) (*Member, error) {
 		gone: make(chan struct{}), said: map[string]time.Time{}, heard: n.Heard, from: n.From,
 	}
 	r.in.wake = make(chan struct{}, 1)
+	r.heardSeq.Store(n.HeardSeq)
+	r.copies = maps.Clone(n.Copies)
 	r.role.Store(Replica)
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.hist = n.Epochs
@@ -271,7 +279,7 @@ func (r *Member) view() view {
 	v := view{
 		last: r.Log.Last(), hist: r.hist, durable: r.Log.Durable.Get(), committed: r.Log.Committed.Get(),
 		applied: r.Log.Applied.Get(), demoted: r.notes.Demoted, sealed: r.Log.Sealed(),
-		yield: r.notes.Yield, heard: r.heard, heardFrom: r.from,
+		yield: r.notes.Yield, drained: r.notes.Drained, heard: r.heard, heardFrom: r.from,
 	}
 	v.hasStore = v.last.Seq > 0
 	v.adopted = !v.hasStore && !r.Slot.StoreID().IsZero()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,6 +33,14 @@ type notes struct {
 	Demoted uint64 `json:"demoted,omitempty"`
 	// Yield: the operator gave up this slot's branch.
 	Yield bool `json:"yield,omitempty"`
+	// Drained: an operator moved the primaries away from this node; the slot does
+	// not become primary by itself.
+	Drained bool `json:"drained,omitempty"`
+	// Copies is up to which entry other slots were known to have the log; it
+	// may be more.
+	Copies map[op.SlotID]uint64 `json:"copies,omitempty"`
+	// HeardSeq is the last entry that a primary was known to have.
+	HeardSeq uint64 `json:"heard_seq,omitempty"`
 	// Becoming is what Epochs will be when the resync under way has ended.
 	Becoming *becoming `json:"becoming,omitempty"`
 	// Heard is when, and From which node, a primary was last heard.
@@ -119,6 +128,7 @@ func (r *Member) note(change func(*notes)) error {
 	r.mu.Lock()
 	change(&r.notes)
 	r.notes.Epochs, r.notes.Heard, r.notes.From = r.hist, r.heard, r.from
+	r.notes.HeardSeq, r.notes.Copies = r.heardSeq.Load(), maps.Clone(r.copies)
 	n := r.notes
 	r.mu.Unlock()
 	if err := n.write(r.Dir); err != nil {

@@ -179,6 +179,9 @@ func (r *Member) dismiss(s *sender) {
 	if r.senders[s.slot] == s {
 		delete(r.senders, s.slot)
 	}
+	if durable := s.durable.Load(); durable > 0 {
+		r.keepCopied(s.slot, durable)
+	}
 	r.mu.Unlock()
 	s.mu.Lock()
 	why := s.why

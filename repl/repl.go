@@ -73,6 +73,11 @@ type State struct {
 	Members  []op.SlotID  `json:"members"` // its in-sync set
 	InSync   bool         `json:"in_sync"` // this slot is in it
 
+	Drained bool `json:"drained,omitempty"` // does not become primary by itself
+	// HeardSeq is the last entry that the primary was known to have, when this
+	// slot last heard it.
+	HeardSeq uint64 `json:"heard_seq,omitempty"`
+
 	// Doing says in words what the slot is about or waits for; may be empty.
 	Doing string `json:"doing,omitempty"`
 	// Diverged, Faulted: why the slot takes no part any more; empty if it does.
@@ -102,6 +107,9 @@ type PeerState struct {
 	Received  uint64    `json:"received"`
 	Durable   uint64    `json:"durable"`
 	Applied   uint64    `json:"applied"`
+	// Common is the last entry that both logs are known to hold alike.
+	Common uint64 `json:"common"`
+	Condition
 	Heard     time.Time `json:"heard,omitzero"`
 	LastError string    `json:"last_error,omitempty"`
 

@@ -236,6 +236,7 @@ func (r *Member) record(e ledger.Entry) {
 
 // joined notes that this slot follows peer now.
 func (r *Member) joined(peer PeerSlot, w welcome) {
+	r.heardSeq.Store(w.Last.Seq)
 	r.mu.Lock()
 	yield := r.notes.Yield
 	if r.passing {
@@ -341,6 +342,7 @@ func (f *following) checkEpoch(b *op.EpochBegin) error {
 func (f *following) marks(m marks) error {
 	log := f.r.Log
 	log.Commit(m.committed)
+	f.r.heardSeq.Store(max(m.committed, m.wanted, m.awaited, log.Appended.Get(), f.r.heardSeq.Load()))
 	if m.wanted > log.Durable.Get() {
 		log.Flush(m.wanted)
 	}

@@ -58,6 +58,7 @@ type view struct {
 	demoted   uint64 // epoch that an operator ended here
 	yield     bool
 	resync    bool // a resync is unfinished, or its control files are ahead of the log
+	drained   bool // it is not to become primary by itself
 	faulted   string
 	heard     time.Time // when a primary was last heard
 	heardFrom string
@@ -103,8 +104,9 @@ type answer struct {
 	leading  bool
 	intent   intent
 	yield    bool // it gives its branch up
-	last     op.Pos
-	hist     history
+	Condition
+	last op.Pos
+	hist history
 }
 
 // intent is how far a slot is on its path to primary.

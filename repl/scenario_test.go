@@ -112,7 +112,7 @@ func (w words) err() error {
 //
 //	self NAME [stop]              begin, as this slot
 //	history NAME E@SEQ[/CHAIN]:PRIMARY:MEMBERS …
-//	view hist=NAME last=SEQ [demoted=E] [sealed=E] [fresh] [yield] [resync] [faulted] [heard=NAME] [before]
+//	view hist=NAME last=SEQ [demoted=E] [sealed=E] [fresh] [yield] [resync] [drained] [faulted] [heard=NAME] [before]
 //	peers NAME…                   gossip; a leading - : suspected
 //	answer|poke NAME hist=NAME last=SEQ [leading] [fresh] [intent=N]
 //	noanswer NAME [refused]
@@ -285,7 +285,7 @@ func (p *play) view(w words) {
 	h := p.hists[w["hist"]]
 	last := w.num("last", p.v.last.Seq)
 	p.v = view{last: p.pos(h, last), hist: h, durable: last, committed: last, applied: last, hasStore: !w.has("fresh"),
-		demoted: w.num("demoted", 0), sealed: w.num("sealed", 0), yield: w.has("yield"), resync: w.has("resync")}
+		demoted: w.num("demoted", 0), sealed: w.num("sealed", 0), yield: w.has("yield"), resync: w.has("resync"), drained: w.has("drained")}
 	if w.has("faulted") {
 		p.v.faulted = "log write failed"
 	}

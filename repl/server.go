@@ -22,6 +22,10 @@ type Server struct {
 	// Info, if set, adds what the node wants to say about itself when it is
 	// asked for its status.
 	Info func() json.RawMessage
+	// Client is for connecting to other nodes. Command, if set, carries out what
+	// the operator of another node asked for; what it writes is the answer.
+	Client  *tls.Config
+	Command func(ctx context.Context, node string, c Command, w io.Writer) error
 
 	mu      sync.Mutex
 	members map[string]*Member
@@ -156,6 +160,10 @@ func (s *Server) dispatch(ctx context.Context, l *link, h hello) {
 		s.serveStatus(l, h)
 		return
 	}
+	if h.For == forCommand {
+		s.serveCommand(ctx, l, h)
+		return
+	}
 	m := s.member(h.Store)
 	if m == nil {
 		l.turnAway(CodeNoStore, fmt.Sprintf("node %s has no store %q", s.Node, h.Store))
@@ -203,7 +211,7 @@ func (r *Member) heardOf(h hello) {
 	if h.Slot.IsZero() || h.Slot == r.ID {
 		return
 	}
-	r.answered(SlotStatus{Slot: h.Slot, StoreID: h.StoreID, Role: h.Role, Leading: h.Leading, Intent: h.Intent, Last: h.Last, Applied: h.Applied, History: h.History, Yield: h.Yield}, h.Node, true)
+	r.answered(SlotStatus{Slot: h.Slot, StoreID: h.StoreID, Role: h.Role, Leading: h.Leading, Intent: h.Intent, Last: h.Last, Applied: h.Applied, History: h.History, Yield: h.Yield, Condition: h.Condition}, h.Node, true)
 }
 
 // serveStatus answers what this node's slots are. The question says what the

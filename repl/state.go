@@ -61,6 +61,8 @@ func (r *Member) publish(notify bool) {
 		if !x.joined {
 			s.Durable, s.Heard = x.info.last.Seq, x.answered
 		}
+		s.Condition = x.info.Condition
+		s.Common = r.common(x)
 		p.peers[x.slot] = s
 	}
 	r.mu.Lock()
@@ -81,9 +83,10 @@ func (r *Member) State() State {
 		Store: r.Store, StoreID: r.storeID(), Slot: r.ID, Node: r.Node, Role: p.role, Since: p.since,
 		Epoch: p.epoch, Primary: p.primary, Members: slices.Clone(p.members), Doing: p.doing, Diverged: p.split,
 		LastError: r.lastErr, ErrorTime: r.errTime, Events: slices.Clone(r.events),
+		Drained: r.notes.Drained,
 	}
 	if p.role == Replica {
-		s.Heard = r.heard
+		s.Heard, s.HeardSeq = r.heard, max(r.heardSeq.Load(), r.notes.HeardSeq)
 	}
 	table := make(map[op.SlotID]PeerSlot, len(r.table))
 	for k, v := range r.table {
@@ -124,6 +127,7 @@ func (r *Member) peerState(x PeerState, at PeerSlot, s *State) PeerState {
 	if d := r.sender(x.Slot); d != nil {
 		a := d.acks()
 		x.Connected, x.Received, x.Durable, x.Applied, x.Heard = true, a.received, a.durable, a.applied, a.heard
+		x.Common = max(x.Common, a.durable)
 	}
 	if r.leading.Load() {
 		x.InSync = slices.Contains(s.Members, x.Slot)

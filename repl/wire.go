@@ -15,11 +15,12 @@ const Protocol = 1
 type purpose string
 
 const (
-	forStream purpose = "stream" // a replica asks the primary for the entries after its own
-	forTail   purpose = "tail"   // a slot on the path to primary asks for a member's longer tail
-	forFetch  purpose = "fetch"  // content by id and checksum
-	forResync purpose = "resync" // objects of a snapshot
-	forStatus purpose = "status" // what a node's slots are; also tells what the asker is
+	forStream  purpose = "stream"  // a replica asks the primary for the entries after its own
+	forTail    purpose = "tail"    // a slot on the path to primary asks for a member's longer tail
+	forFetch   purpose = "fetch"   // content by id and checksum
+	forResync  purpose = "resync"  // objects of a snapshot
+	forCommand purpose = "command" // an operator's command for this node
+	forStatus  purpose = "status"  // what a node's slots are; also tells what the asker is
 )
 
 // hello is the first frame of every connection.
@@ -39,6 +40,7 @@ type hello struct {
 	Applied  uint64       `json:"applied,omitempty"`
 	History  history      `json:"history,omitempty"`
 	Yield    bool         `json:"yield,omitempty"` // the operator gave up this slot's branch
+	Condition
 }
 
 // welcome grants what a hello asked for.
@@ -72,6 +74,18 @@ type SlotStatus struct {
 	Faulted  string       `json:"faulted,omitempty"`
 	Diverged string       `json:"diverged,omitempty"`
 	Yield    bool         `json:"yield,omitempty"` // its operator gave its branch up
+	Condition
+}
+
+// Condition is what a slot says about its fitness to be primary.
+type Condition struct {
+	// Resyncing: its tree is not complete.
+	Resyncing bool `json:"resyncing,omitempty"`
+	// Drained: an operator moved the primaries away from its node, and wants none
+	// to come there by itself.
+	Drained bool `json:"drained,omitempty"`
+	// Unready is why it could not serve now; empty: it could.
+	Unready string `json:"unready,omitempty"`
 }
 
 // NodeStatus is what a node answers about itself.

@@ -20,18 +20,33 @@ be reached has to be demoted first, on its node.
 
 Without a register nobody but you can know that an unreachable primary is down.
 If it is not, it may go on accepting mail that will be set aside later; so
-promote then wants --old-primary-is-down.`,
+promote then wants --old-primary-is-down.
+
+A slot that is not in sync lacks mail that was acknowledged. --force promotes it
+all the same, and first lists by path and Message-ID what only other slots are
+known to have: all of it where the other node answers; where it does not, the
+number of entries that this slot has heard of. Without --yes that is all that
+happens (exit code 10). What is given up is not lost as long as the other disk is
+there: it is delivered again when that node comes back; see "slotfs rescue".`,
 		Example: `  slotfs promote mail1
   slotfs promote mail1 --old-primary-is-down      # the other machine is off
+  slotfs promote mail1 --force                    # lists what would be given up
+  slotfs promote mail1 --force --yes
   slotfs promote mail1 --config /etc/slotfs/n2.toml`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Store = args[0]
+			if req.Force {
+				if err := a.beforeForce(cmd, req.Store, req.Yes); err != nil {
+					return err
+				}
+			}
 			return a.act(cmd, "/v1/promote", &req)
 		},
 	}
 	cmd.Flags().BoolVar(&req.OldPrimaryIsDown, "old-primary-is-down", false, "you made sure that members which cannot be reached are down")
-	cmd.Flags().BoolVar(&req.Force, "force", false, "promote although acknowledged mail may be missing here")
+	cmd.Flags().BoolVar(&req.Force, "force", false, "promote although acknowledged mail may be missing here: lists it, and wants --yes")
+	cmd.Flags().BoolVar(&req.Yes, "yes", false, "you have seen what --force gives up")
 	return cmd
 }
 

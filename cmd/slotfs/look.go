@@ -3,31 +3,49 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/url"
+	"slices"
 	"strconv"
 
 	"github.com/spf13/cobra"
 
 	"slotfs/cmd/slotfs/admin"
+	"slotfs/cmd/slotfs/exit"
+	"slotfs/gossip"
 )
 
 func (a *app) statusCmd() *cobra.Command {
-	var asJSON bool
+	var asJSON, atRisk bool
 	cmd := &cobra.Command{
-		Use:   "status",
+		Use:   "status [STORE]",
 		Short: "Show every node and every slot",
 		Long: `Status asks one node about all: every node that gossip knows, and of every slot
 its role, epoch, position, lag, whether it is in sync, mount, messages, bytes and
-last error. What other nodes say of themselves is a second old at most.`,
+last error. What other nodes say of themselves is a second old at most.
+
+With --at-risk it lists, live, the messages of a store that are not on two nodes:
+what would be lost if the primary's disk failed now. Path, Message-ID, size, time,
+seq, and how many of each user. The primary answers, whichever node is asked.`,
 		Example: `  slotfs status
-  slotfs status --json | jq '.nodes[].slots[] | {store, role, lag_entries}'`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+  slotfs status --json | jq '.nodes[].slots[] | {store, role, lag_entries}'
+  slotfs status mail1 --at-risk`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if atRisk {
+				if len(args) == 0 {
+					return &usageError{errors.New("--at-risk wants a STORE")}
+				}
+				return a.atRisk(cmd, args[0], asJSON)
+			}
 			var s admin.Status
 			if err := a.get(cmd, "/v1/status", nil, &s); err != nil {
 				return err
+			}
+			if len(args) == 1 && !onlyStore(&s, args[0]) {
+				return exit.With(exit.Usage, fmt.Errorf("no node has a slot of store %q", args[0]))
 			}
 			if asJSON {
 				return a.printJSON(&s)
@@ -36,7 +54,19 @@ last error. What other nodes say of themselves is a second old at most.`,
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&atRisk, "at-risk", false, "list the messages that are not on two nodes")
 	return cmd
+}
+
+// onlyStore leaves out what is not about one store; false if nothing is.
+func onlyStore(s *admin.Status, store string) bool {
+	found := false
+	for i := range s.Nodes {
+		s.Nodes[i].Slots = slices.DeleteFunc(s.Nodes[i].Slots, func(g gossip.Slot) bool { return g.Store != store })
+		found = found || len(s.Nodes[i].Slots) > 0
+	}
+	s.Slots = slices.DeleteFunc(s.Slots, func(g admin.SlotStatus) bool { return g.Store != store })
+	return found
 }
 
 func (a *app) get(cmd *cobra.Command, path string, query url.Values, out any) error {

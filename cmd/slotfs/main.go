@@ -210,6 +210,7 @@ func exitCodesCmd() *cobra.Command {
   6  the network or the cluster refused (address in use, wrong key, name taken twice)
   7  slotfs is not running, or its admin socket cannot be reached
   8  the operation was refused in the present state (role, epoch, divergence)
-  9  a check found differences`,
+  9  a check found differences
+  10 it wants --yes; nothing was changed`,
 	}
 }

@@ -84,7 +84,7 @@ func TestUsage(t *testing.T) {
 		{"unknown flag", []string{"status", "--fast"}, exit.Usage, "unknown flag: --fast"},
 		{"bad flag value", []string{"log", "mail1", "--since", "yesterday"}, exit.Usage, "invalid argument \"yesterday\""},
 		{"missing argument", []string{"promote"}, exit.Usage, "accepts 1 arg(s), received 0"},
-		{"too many arguments", []string{"status", "now"}, exit.Usage, "unknown command \"now\""},
+		{"too many arguments", []string{"metrics", "now"}, exit.Usage, "unknown command \"now\""},
 		{"no config", []string{"status", "-c", "/no/such.toml"}, exit.Config, "/no/such.toml: there is no such file"},
 		{"serve without config", []string{"serve", "-c", "/no/such.toml"}, exit.Config, "there is no such file"},
 		{"not running", []string{"status", "--socket", "/no/such.sock"}, exit.NotRunning, "slotfs is not running, or /no/such.sock is not its admin socket"},

@@ -359,7 +359,8 @@ func TestNewStoreWhileAlone(t *testing.T) {
 	n := initNode(t, "n1", "--join", freeAddr(t))
 	n.start(t)
 	n.run(t, "promote", "mail1").want(t, exit.Refused, "this would make a new store \"mail1\"", "--force")
-	n.run(t, "promote", "mail1", "--force").want(t, exit.OK)
+	n.run(t, "promote", "mail1", "--force").want(t, exit.Unconfirmed, "--yes")
+	n.run(t, "promote", "mail1", "--force", "--yes").want(t, exit.OK)
 }
 
 // TestMetricsListen: metrics, and nothing else, on TCP.

@@ -16,7 +16,6 @@ import (
 	"syscall"
 	"time"
 
-	"slotfs/integration/netns"
 	"slotfs/integration/scratch"
 )
 
@@ -27,7 +26,6 @@ type Node struct {
 	Config, Data, Mount string
 	Gossip, Repl        string // addresses
 	Env                 []string
-	Host                *netns.Host // nil: it is on loopback
 
 	cluster     *Cluster
 	socket, log string
@@ -122,7 +120,7 @@ func (n *Node) Start() error {
 	if err != nil {
 		return err
 	}
-	if err := n.onHost(func() error { return n.cluster.Scratch.Start(n.cmd) }); err != nil {
+	if err := n.cluster.Scratch.Start(n.cmd); err != nil {
 		notify.Close()
 		return err
 	}
@@ -148,14 +146,6 @@ func (n *Node) Start() error {
 		err = fmt.Errorf("%s is not ready after %v", n.Name, n.cluster.timeout)
 	}
 	return err
-}
-
-// onHost runs f where the node's network is.
-func (n *Node) onHost(f func() error) error {
-	if n.Host == nil {
-		return f()
-	}
-	return n.Host.Do(f)
 }
 
 // watch plays systemd: it reads what the process says of itself for as long

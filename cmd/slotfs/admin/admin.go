@@ -12,6 +12,8 @@
 //	POST /v1/promote   PromoteRequest   Outcome
 //	POST /v1/demote    DemoteRequest    Outcome
 //	POST /v1/rejoin    RejoinRequest    Outcome
+//	GET  /v1/at-risk?store=S            RiskLine: messages that are not on two nodes
+//	GET  /v1/missing?store=S            RiskLine: what other slots are known to have and this one has not
 //	GET  /metrics                       Prometheus' text format
 //
 // A refusal has a status of 400 or more and a Problem as its body.
@@ -61,14 +63,13 @@ type SlotStatus struct {
 	Repl     repl.State    `json:"replication"`
 	Findings []meta.Event  `json:"findings,omitempty"` // the latest, oldest first
 	Hook     *HookOutcome  `json:"hook,omitempty"`     // the last one that ran
-	Hooks    []HookOutcome `json:"hooks,omitempty"`    // the last run of each
 	Mail     *MountTraffic `json:"traffic,omitempty"`
 	Error    string        `json:"error,omitempty"`
 }
 
 // HookOutcome says how a hook ended.
 type HookOutcome struct {
-	Hook     string    `json:"hook"` // on_promote, on_demote or on_degraded
+	Hook     string    `json:"hook"` // on_promote or on_demote
 	Epoch    uint64    `json:"epoch"`
 	Ended    time.Time `json:"ended,omitzero"` // zero: it still runs
 	Duration string    `json:"duration,omitempty"`
@@ -135,6 +136,8 @@ type PromoteRequest struct {
 	Store            string `json:"store"`
 	OldPrimaryIsDown bool   `json:"old_primary_is_down"`
 	Force            bool   `json:"force"`
+	// Yes: the operator has seen what a forced promotion gives up.
+	Yes bool `json:"yes,omitempty"`
 }
 
 // DemoteRequest asks a primary to become a replica.

@@ -87,7 +87,6 @@ type Slot struct {
 	ProtectMountPoint bool
 	OnPromote         []string // argv; empty: none
 	OnDemote          []string
-	OnDegraded        []string
 	HookTimeout       time.Duration
 }
 

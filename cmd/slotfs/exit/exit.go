@@ -12,6 +12,7 @@
 //	7  slotfs is not running, or its admin socket cannot be reached
 //	8  the operation was refused in the present state (role, epoch, divergence)
 //	9  a check found differences
+//	10 it wants --yes; nothing was changed
 package exit
 
 import "errors"
@@ -31,6 +32,7 @@ const (
 	NotRunning
 	Refused
 	Differences
+	Unconfirmed
 )
 
 // Error is an error that decides the exit code.

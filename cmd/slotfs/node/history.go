@@ -129,6 +129,15 @@ func printable(name string) string {
 	return b.String()
 }
 
+// printablePath is printable for each part of a path.
+func printablePath(path string) string {
+	parts := strings.Split(path, "/")
+	for i := range parts {
+		parts[i] = printable(parts[i])
+	}
+	return strings.Join(parts, "/")
+}
+
 // made notes that id got a name.
 func (h *historian) made(id, dir op.ID, name string) string {
 	h.names[id] = meta.Name{Dir: dir, Name: name}

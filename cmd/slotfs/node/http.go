@@ -38,6 +38,8 @@ func (n *Node) serveHTTP(wg *sync.WaitGroup) {
 	mux.HandleFunc("POST /v1/promote", handle(n.promote))
 	mux.HandleFunc("POST /v1/demote", handle(n.demote))
 	mux.HandleFunc("POST /v1/rejoin", handle(n.rejoin))
+	mux.HandleFunc("GET "+pathAtRisk, n.getAtRisk)
+	mux.HandleFunc("GET /v1/missing", n.getMissing)
 	n.serve(wg, &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}, "admin", n.admin)
 	if n.metrics != nil {
 		only := http.NewServeMux()
@@ -236,6 +238,9 @@ func (n *Node) promote(ctx context.Context, r *admin.PromoteRequest) (*admin.Out
 	}
 	if err := errors.Join(n.storeNameFree(s), n.storeIsNew(s, r.Force)); err != nil {
 		return nil, exit.With(exit.Refused, err)
+	}
+	if r.Force && !r.Yes {
+		return nil, exit.With(exit.Unconfirmed, errors.New("a forced promotion wants --yes: it gives up what only other slots have; nothing was changed"))
 	}
 	err = s.Member.Promote(ctx, repl.PromoteOptions{OldPrimaryIsDown: r.OldPrimaryIsDown, Force: r.Force})
 	return s.outcome(err)

@@ -40,6 +40,7 @@ type Node struct {
 	admin     net.Listener
 	metrics   net.Listener // may be nil
 	https     []*http.Server
+	remote    *http.ServeMux // what other nodes may ask for
 	strangers *strangers
 	soon      chan struct{} // wakes publish
 
@@ -157,7 +158,7 @@ func (n *Node) openSlots(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		s := &Slot{Conf: n.Config.Slots[i], node: n, log: n.Log.With("store", n.Config.Slots[i].Store), recheck: make(chan struct{}, 1)}
+		s := &Slot{Conf: n.Config.Slots[i], node: n, log: n.Log.With("store", n.Config.Slots[i].Store)}
 		start := time.Now()
 		var err error
 		s.Meta, err = meta.Open(s.Conf.Data, meta.Options{
@@ -273,6 +274,9 @@ func (n *Node) judge(answered int, refusals []gossip.Problem) error {
 
 func (n *Node) makeMembers() error {
 	n.Server = repl.NewServer(n.Config.Node, n.Identity.Cluster.ID, n.Identity.ServerTLS(), n.Log)
+	n.Server.Client, n.Server.Command = n.Identity.ClientTLS(), n.command
+	n.remote = http.NewServeMux()
+	n.remote.HandleFunc("GET "+pathAtRisk, n.getAtRisk)
 	peers := &peers{n.Gossip}
 	for _, s := range n.Slots {
 		m, err := repl.New(repl.Options{
@@ -305,11 +309,6 @@ func (n *Node) Run(ctx context.Context, reload <-chan struct{}) error {
 		}
 	})
 	wg.Go(func() { n.publishLoop(stopped) })
-	for _, s := range n.Slots {
-		if len(s.Conf.OnDegraded) > 0 {
-			wg.Go(func() { s.watchDegraded(stopped) })
-		}
-	}
 	n.serveHTTP(&wg)
 	var members sync.WaitGroup
 	for _, s := range n.Slots {
