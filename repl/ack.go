@@ -53,7 +53,7 @@ func (f *following) acknowledge(ctx context.Context) {
 			// If this process stood still, what the primary said is not read yet.
 			stood := time.Since(beat) > f.silent
 			beat = time.Now()
-			if !stood && time.Since(time.Unix(0, f.heard.Load())) > 2*f.silent {
+			if !stood && f.r.clock()-time.Duration(f.heard.Load()) > 2*f.silent {
 				f.r.fail(fmt.Errorf("follow the primary on %s: %w", f.peer.Node, errSilent))
 				f.l.close()
 				return
@@ -84,7 +84,7 @@ func (f *following) throttle(ctx context.Context) error {
 		}
 		select {
 		case <-changed:
-			f.heard.Store(time.Now().UnixNano())
+			f.heard.Store(int64(f.r.clock()))
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -42,9 +42,19 @@ func (r *Member) execute(f effect) {
 		r.Log.Lead(f.epoch, f.peers)
 		r.reack()
 	case effPrepare:
+		if r.Register != nil {
+			r.prepare(f)
+			break
+		}
 		if s := r.sender(f.slot); s != nil {
 			s.prepare(f.epoch)
 		}
+	case effSeal:
+		r.post(evSealed{f.epoch, r.Log.Seal(f.epoch)})
+	case effGet:
+		r.getRecord(f)
+	case effSwap:
+		r.swapRecord(f)
 	case effHangUp:
 		if s := r.sender(f.slot); s != nil {
 			s.end(f.why)
@@ -121,17 +131,22 @@ func (r *Member) beginEpoch(f effBegin) (seq uint64, err error) {
 	}
 	store := r.Slot.StoreID()
 	if f.create {
+		store = f.store
+	}
+	if store.IsZero() {
 		if _, err := rand.Read(store[:]); err != nil {
 			return 0, fmt.Errorf("make a store id: %w", err)
 		}
 	}
 	r.Log.Lead(f.epoch, r.without(f.members, r.ID))
-	return r.appendEpoch(f.epoch, f.members, store, f.reason)
+	return r.appendEpoch(f.epoch, f.members, store, f.reason, f.nonce)
 }
 
-func (r *Member) appendEpoch(epoch uint64, members []op.SlotID, store meta.StoreID, reason string) (uint64, error) {
-	b := &op.EpochBegin{Epoch: epoch, Primary: r.ID, Members: members, Store: store, Reason: reason}
-	if _, err := rand.Read(b.Nonce[:]); err != nil {
+func (r *Member) appendEpoch(epoch uint64, members []op.SlotID, store meta.StoreID, reason string, nonce Nonce) (uint64, error) {
+	b := &op.EpochBegin{Epoch: epoch, Primary: r.ID, Members: members, Store: store, Reason: reason, Nonce: nonce}
+	if nonce != (Nonce{}) {
+		// The register's, so that log and record prove each other.
+	} else if _, err := rand.Read(b.Nonce[:]); err != nil {
 		return 0, fmt.Errorf("make a nonce: %w", err)
 	}
 	e, err := r.Log.Append(b)
@@ -150,7 +165,7 @@ func (r *Member) without(slots []op.SlotID, x op.SlotID) []op.SlotID {
 // change begins an epoch with another in-sync set while this slot leads.
 func (r *Member) change(f effChange) {
 	r.Log.Lead(f.epoch, r.without(f.members, r.ID))
-	seq, err := r.appendEpoch(f.epoch, f.members, r.storeID(), f.reason)
+	seq, err := r.appendEpoch(f.epoch, f.members, r.storeID(), f.reason, f.nonce)
 	r.reack()
 	if err != nil {
 		r.fail(err)
@@ -279,7 +294,7 @@ func (r *Member) status() SlotStatus {
 		Store: r.Store, StoreID: r.storeID(), Slot: r.ID, Role: r.role.Load().(Role), Leading: r.leading.Load(),
 		Intent: intent(r.intent.Load()),
 		Last:   r.Log.Last(), Applied: r.Log.Applied.Get(), History: hist, Diverged: split, Yield: yield,
-		Condition: Condition{Resyncing: r.resyncing() || r.incomplete(), Drained: drained},
+		Condition: Condition{Resyncing: r.resyncing() || r.incomplete(), Drained: drained, Sealed: r.Log.Sealed(), Auto: r.auto.Load(), Unfit: r.unfit.Load().(string)},
 	}
 	if r.Ready != nil {
 		if err := r.Ready(); err != nil {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"slotfs/meta"
 	"slotfs/meta/op"
 )
 
@@ -20,15 +21,18 @@ type (
 		node  string
 		local bool
 		at    uint64 // seq after which the stream begins
+		last  uint64 // where its log ended when it came
 	}
 	evLeave struct { // it no longer does
 		slot op.SlotID
 		conn uint64
 		why  string
 	}
-	evPrepared struct { // it noted durably that it may join epoch
+	evPrepared struct { // effPrepare is done: it noted durably that it may join epoch
 		slot  op.SlotID
 		epoch uint64
+		nonce Nonce
+		err   error
 	}
 	evAnswer struct { // a peer said what it is; poke: unasked
 		slot op.SlotID
@@ -40,6 +44,23 @@ type (
 		slot    op.SlotID
 		refused bool
 	}
+	evHint   struct{} // the register may have a new record
+	evRecord struct { // effGet is done
+		id    uint64
+		rec   Record
+		found bool
+		err   error // no answer, or none that can be used
+	}
+	evSwapped struct { // effSwap is done; err: nobody knows whether it happened
+		id  uint64
+		now Record
+		won bool
+		err error
+	}
+	evSealed struct { // effSeal is done
+		epoch uint64
+		err   error
+	}
 	evBegun       struct{ epoch uint64 } // effChange is done
 	evFollowEnded struct {               // effFollow's stream ended
 		slot        op.SlotID
@@ -47,7 +68,9 @@ type (
 		joined      bool   // it had streamed
 		stale       bool   // the other is not primary, or behind us
 		unreachable bool   // no connection
+		nobody      bool   // the connection was refused: no process there
 		refused     bool   // it, or we, refused
+		unready     bool   // the other begins an epoch for us first
 		again       bool   // reconnect at once
 		diverged    string // why the histories cannot be joined
 	}
@@ -85,6 +108,10 @@ func (evLeave) isEvent()       {}
 func (evPrepared) isEvent()    {}
 func (evAnswer) isEvent()      {}
 func (evNoAnswer) isEvent()    {}
+func (evHint) isEvent()        {}
+func (evRecord) isEvent()      {}
+func (evSwapped) isEvent()     {}
+func (evSealed) isEvent()      {}
 func (evBegun) isEvent()       {}
 func (evFollowEnded) isEvent() {}
 func (evTail) isEvent()        {}
@@ -109,24 +136,35 @@ type (
 	} // stream from it until evFollowEnded
 	effUnfollow struct{}                 // end that; acknowledge nothing from now on
 	effTail     struct{ slot op.SlotID } // fetch its longer tail: evTail
-	effBegin    struct {                 // seal, lead, append the EpochBegin: evReady
+	effSeal     struct{ epoch uint64 }   // durably accept nothing of epochs up to this one: evSealed
+	effGet      struct{ id uint64 }      // read the register: evRecord
+	effSwap     struct {                 // change the register: evSwapped
+		id     uint64
+		expect uint64
+		next   Record
+	}
+	effBegin struct { // seal, lead, append the EpochBegin: evReady
 		epoch   uint64
 		members []op.SlotID
 		reason  string
 		create  bool
+		nonce   Nonce        // of the record; zero: there is no register
+		store   meta.StoreID // of the store to create; zero: make one up
 	}
 	effChange struct { // append the EpochBegin, then change the commit rule: evBegun
 		epoch   uint64
 		members []op.SlotID
 		reason  string
+		nonce   Nonce // of the record; zero: there is no register
 	}
 	effRequire struct { // commits wait for these peers
 		epoch uint64
 		peers []op.SlotID
 	}
-	effPrepare struct { // ask the replica to note the epoch: evPrepared
+	effPrepare struct { // ask the slot, which may be this one, to note the epoch: evPrepared
 		slot  op.SlotID
 		epoch uint64
+		nonce Nonce // of the record to come; zero: there is no register, the stream carries it
 	}
 	effHangUp struct { // end a replica's stream
 		slot op.SlotID
@@ -155,6 +193,11 @@ func (e effAsk) text(n func(op.SlotID) string) string    { return "ask " + n(e.s
 func (e effFollow) text(n func(op.SlotID) string) string { return "follow " + n(e.slot) }
 func (effUnfollow) text(func(op.SlotID) string) string   { return "unfollow" }
 func (e effTail) text(n func(op.SlotID) string) string   { return "fetch tail from " + n(e.slot) }
+func (e effSeal) text(func(op.SlotID) string) string     { return fmt.Sprintf("seal epoch %d", e.epoch) }
+func (effGet) text(func(op.SlotID) string) string        { return "get record" }
+func (e effSwap) text(n func(op.SlotID) string) string {
+	return fmt.Sprintf("swap record %d for epoch %d primary %s in sync %s (%s)", e.expect, e.next.Epoch, n(e.next.Primary), list(e.next.InSync, n), e.next.Reason)
+}
 func (e effBegin) text(n func(op.SlotID) string) string {
 	s := fmt.Sprintf("begin epoch %d members %s (%s)", e.epoch, list(e.members, n), e.reason)
 	if e.create {

@@ -18,13 +18,14 @@ type epochStart struct {
 	Primary op.SlotID   `json:"primary"`
 	Members []op.SlotID `json:"members"`
 	Reason  string      `json:"reason,omitempty"`
+	Nonce   Nonce       `json:"nonce,omitzero"`
 }
 
 // history is a slot's epochs in order, as far as it remembers.
 type history []epochStart
 
 func startOf(pos op.Pos, b *op.EpochBegin) epochStart {
-	return epochStart{Pos: pos, Primary: b.Primary, Members: slices.Clone(b.Members), Reason: b.Reason}
+	return epochStart{Pos: pos, Primary: b.Primary, Members: slices.Clone(b.Members), Reason: b.Reason, Nonce: b.Nonce}
 }
 
 // last is the present epoch; zero in an empty history.

@@ -29,6 +29,14 @@ const (
 // DefaultTimeout is how long a replica may be silent.
 const DefaultTimeout = 1500 * time.Millisecond
 
+// DefaultFailoverTimeout is how long a primary may be silent before a replica
+// takes its place, with a register.
+const DefaultFailoverTimeout = 3 * time.Second
+
+// DefaultFailoverPause is for how long there is no automatic failover after one;
+// it doubles with each that follows soon, up to ten minutes.
+const DefaultFailoverPause = 30 * time.Second
+
 // eventQuiet is how long an event that is no alert is not told again.
 const eventQuiet = 10 * time.Second
 
@@ -58,6 +66,11 @@ type Options struct {
 	Peers   Peers
 	Hooks   Hooks
 	TLS     *tls.Config // for connecting to other nodes
+
+	// Register decides who is primary; nil: operators do.
+	Register        Register
+	FailoverTimeout time.Duration // optional: failover_timeout
+	FailoverPause   time.Duration // optional: failover_pause
 
 	Timeout    time.Duration // optional: replica_timeout
 	StopOnLoss bool          // on_replica_loss = "stop"
@@ -106,7 +119,8 @@ type Member struct {
 	nextID  uint64
 	conns   uint64 // number of the last replica's connection
 	stopped bool
-	heard   time.Time
+	heard   time.Time // when, by the wall clock, a primary was last heard
+	heardAt time.Time // the same, monotonic; zero: not since the start
 	from    string
 	copies  map[op.SlotID]uint64 // up to which entry others have our log
 
@@ -115,6 +129,8 @@ type Member struct {
 	damaged atomic.Uint64 // the log cannot be read before this seq; 0: it can
 	leading atomic.Bool   // replicas may stream from here
 	intent  atomic.Uint32 // what the machine tells of its path to primary
+	auto    atomic.Uint64 // and of the last epoch that it began by a failover
+	unfit   atomic.Value  // string: and of why it does not become primary by itself
 	role    atomic.Value
 	changed notifier
 }
@@ -136,6 +152,12 @@ type published struct {
 func New(o Options) (*Member, error) {
 	if o.Timeout == 0 {
 		o.Timeout = DefaultTimeout
+	}
+	if o.FailoverTimeout == 0 {
+		o.FailoverTimeout = DefaultFailoverTimeout
+	}
+	if o.FailoverPause == 0 {
+		o.FailoverPause = DefaultFailoverPause
 	}
 	if o.LogMax == 0 {
 		o.LogMax = 1 << 30
@@ -160,6 +182,11 @@ func New(o Options) (*Member, error) {
 	r.hist = n.Epochs
 	r.saved.Store(n.Epochs.last().Pos.Epoch)
 	r.m = newMachine(o.ID, o.Timeout, o.StopOnLoss, r.label, r.start)
+	r.m.local = o.Local
+	if o.Register != nil {
+		r.m.reg = &registry{failover: o.FailoverTimeout, pause: o.FailoverPause, nonce: newNonce}
+	}
+	r.unfit.Store("")
 	r.pub = published{role: Replica, since: r.start}
 	r.refresh()
 	if err := errors.Join(r.become(), r.knowStore()); err != nil {
@@ -176,6 +203,7 @@ func (r *Member) Run(ctx context.Context) error {
 	defer tick.Stop()
 	peers := r.Peers.Changed()
 	r.step(evPeers{r.listPeers()})
+	r.watchRegister()
 	stop := ctx.Done()
 	ending := false
 	for {
@@ -260,6 +288,10 @@ func (r *Member) address(slot op.SlotID) (PeerSlot, bool) {
 	return s, ok
 }
 
+// clock is the time since the start: what silence is measured by. The wall clock
+// may jump.
+func (r *Member) clock() time.Duration { return time.Since(r.start) }
+
 // label names a slot that the machine has no name for.
 func (r *Member) label(slot op.SlotID) string {
 	if slot == r.ID {
@@ -279,8 +311,13 @@ func (r *Member) view() view {
 	v := view{
 		last: r.Log.Last(), hist: r.hist, durable: r.Log.Durable.Get(), committed: r.Log.Committed.Get(),
 		applied: r.Log.Applied.Get(), demoted: r.notes.Demoted, sealed: r.Log.Sealed(),
-		yield: r.notes.Yield, drained: r.notes.Drained, heard: r.heard, heardFrom: r.from,
+		yield: r.notes.Yield, heard: r.heard, heardFrom: r.from, heardAt: r.heardAt,
+		prepared: r.notes.Preparations, drained: r.notes.Drained,
 	}
+	if r.Register != nil {
+		v.reach = r.Register.Reach()
+	}
+	v.store = r.storeID()
 	v.hasStore = v.last.Seq > 0
 	v.adopted = !v.hasStore && !r.Slot.StoreID().IsZero()
 	v.resync = r.resyncing() || r.incomplete()
@@ -317,6 +354,10 @@ func (r *Member) refresh() {
 func (r *Member) step(e event) {
 	fx := r.m.step(time.Now(), r.view(), e)
 	r.intent.Store(uint32(r.m.intent())) // before anybody is asked
+	if r.m.reg != nil {
+		r.unfit.Store(r.m.unfit())
+		r.auto.Store(r.m.tookOver)
+	}
 	for _, f := range fx {
 		r.execute(f)
 	}

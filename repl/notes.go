@@ -28,6 +28,9 @@ type notes struct {
 	Epochs history `json:"epochs"`
 	// Prepared is the epoch that this slot told a primary it may join.
 	Prepared uint64 `json:"prepared,omitempty"`
+	// Preparations are the epochs that this slot noted it may join, with the nonce
+	// that their record was to have. Those that its log has reached are dropped.
+	Preparations []preparation `json:"preparations,omitempty"`
 	// Demoted is the epoch in which an operator demoted this slot: it does not
 	// resume that one by itself.
 	Demoted uint64 `json:"demoted,omitempty"`

@@ -32,13 +32,14 @@ type sender struct {
 	conn  uint64
 	node  string
 	local bool
+	last  uint64 // where its log ended when it came
 	next  uint64 // of run alone: the first entry not yet sent
 
 	ackMu    sync.Mutex // so that the log hears acknowledgements in order
 	received atomic.Uint64
 	durable  atomic.Uint64
 	applied  atomic.Uint64
-	heard    atomic.Int64 // unix ns
+	heard    atomic.Int64 // Member.clock
 
 	toPrepare chan uint64 // cap 1: the epoch to be prepared
 
@@ -49,8 +50,8 @@ type sender struct {
 // serveStream answers a replica that asks for the entries after its own, and
 // streams until the connection or the leading ends.
 func (r *Member) serveStream(ctx context.Context, l *link, h hello) {
-	s := &sender{r: r, l: l, slot: h.Slot, node: h.Node, local: h.Local, toPrepare: make(chan uint64, 1)}
-	s.heard.Store(time.Now().UnixNano())
+	s := &sender{r: r, l: l, slot: h.Slot, node: h.Node, local: h.Local, last: h.Last.Seq, toPrepare: make(chan uint64, 1)}
+	s.heard.Store(int64(r.clock()))
 	w, err := r.admit(s, h)
 	if err != nil {
 		r.turnAway(l, h, err)
@@ -63,7 +64,7 @@ func (r *Member) serveStream(ctx context.Context, l *link, h hello) {
 		s.end(err.Error())
 		return
 	}
-	r.post(evJoin{slot: s.slot, conn: s.conn, node: s.node, local: s.local, at: w.Common.Seq})
+	r.post(evJoin{slot: s.slot, conn: s.conn, node: s.node, local: s.local, at: w.Common.Seq, last: s.last})
 	var wg sync.WaitGroup
 	wg.Go(func() { s.end(text(s.hear())) })
 	s.end(text(s.run()))
@@ -85,6 +86,10 @@ func (r *Member) admit(s *sender, h hello) (welcome, error) {
 	r.mu.Unlock()
 	if !r.leading.Load() {
 		return welcome{}, &PeerError{r.Node, CodeNotPrimary, "the slot on " + r.Node + " is not primary"}
+	}
+	if epoch := r.Log.Last().Epoch; r.Register != nil && h.Sealed >= epoch {
+		// It was about to become primary. The machine begins another epoch for it.
+		return welcome{}, &PeerError{r.Node, CodeSealed, fmt.Sprintf("the slot on %s has sealed off epoch %d, in which %s is primary: it is let in with the next one", h.Node, epoch, r.Node)}
 	}
 	if err := r.faulted(); err != nil {
 		return welcome{}, &PeerError{r.Node, CodeFailed, fmt.Sprintf("the slot on %s is faulted: %v", r.Node, err)}
@@ -167,7 +172,7 @@ func (r *Member) noteDamage(err error) bool {
 func (r *Member) turnAway(l *link, h hello, err error) {
 	p := &PeerError{Node: r.Node, Code: CodeFailed, Text: err.Error()}
 	errors.As(err, &p)
-	if p.Code != CodeNotPrimary && p.Code != CodeResync {
+	if p.Code != CodeNotPrimary && p.Code != CodeResync && p.Code != CodeSealed {
 		r.fail(fmt.Errorf("refused %s: %s", h.Node, p.Text))
 	}
 	l.turnAway(p.Code, p.Text)
@@ -225,7 +230,7 @@ func (r *Member) takeAcks() map[op.SlotID]acks {
 }
 
 func (s *sender) acks() acks {
-	return acks{s.received.Load(), s.durable.Load(), s.applied.Load(), time.Unix(0, s.heard.Load())}
+	return acks{s.received.Load(), s.durable.Load(), s.applied.Load(), s.r.start.Add(time.Duration(s.heard.Load()))}
 }
 
 // end closes the stream; the first reason counts.
@@ -345,7 +350,7 @@ func (s *sender) hear() error {
 		if err != nil {
 			return err
 		}
-		s.heard.Store(time.Now().UnixNano())
+		s.heard.Store(int64(s.r.clock()))
 		switch f.typ {
 		case frameAck:
 			if len(f.body) != 24 {
@@ -356,7 +361,7 @@ func (s *sender) hear() error {
 			if len(f.body) != 8 {
 				return fmt.Errorf("%w: prepared of %d bytes", ErrWire, len(f.body))
 			}
-			s.r.post(evPrepared{s.slot, binary.BigEndian.Uint64(f.body)})
+			s.r.post(evPrepared{slot: s.slot, epoch: binary.BigEndian.Uint64(f.body)})
 		case frameRefuse:
 			err := s.l.refused(f)
 			s.r.fail(fmt.Errorf("replica refuses: %w", err))

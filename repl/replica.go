@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"slotfs/meta"
@@ -70,7 +71,7 @@ func (r *Member) followOnce(ctx context.Context, slot op.SlotID) (e evFollowEnde
 		if ctx.Err() == nil {
 			r.fail(fmt.Errorf("connect to the primary on %s: %w", p.Node, err))
 		}
-		e.unreachable = true
+		e.unreachable, e.nobody = true, errors.Is(err, syscall.ECONNREFUSED)
 		return e
 	}
 	defer l.close()
@@ -94,6 +95,9 @@ func (r *Member) judgeEnd(ctx context.Context, f *following, err error, e evFoll
 		switch refused.Code {
 		case CodeNotPrimary:
 			e.stale = true
+			return e
+		case CodeSealed:
+			e.unready = true
 			return e
 		case CodeDiverged:
 			e.diverged = refused.Text
@@ -141,7 +145,7 @@ type following struct {
 	beat   time.Duration // between signs of life
 	joined bool
 
-	heard atomic.Int64 // unix ns
+	heard atomic.Int64 // Member.clock
 
 	ackMu   sync.Mutex // guards what follows, and the order of acknowledgements
 	backlog backlog
@@ -170,7 +174,8 @@ func (f *following) stream(ctx context.Context) error {
 	f.beat = max(min(theirs, f.r.Timeout)/4, 5*time.Millisecond)
 	f.joined = true
 	f.r.joined(f.peer, w)
-	f.heard.Store(time.Now().UnixNano())
+	f.heard.Store(int64(f.r.clock()))
+	f.r.noteHeard(f.peer.Node)
 	f.backlog.reset(f.r.Log.Applied.Get())
 	f.r.Log.Commit(w.Committed)
 
@@ -185,7 +190,6 @@ func (f *following) stream(ctx context.Context) error {
 	cancel()
 	f.l.close()
 	wg.Wait()
-	f.r.noteHeard(f.heard.Load(), f.peer.Node)
 	return err
 }
 
@@ -252,22 +256,27 @@ func (r *Member) joined(peer PeerSlot, w welcome) {
 }
 
 // noteHeard remembers when a primary was last heard.
-func (r *Member) noteHeard(at int64, node string) {
+func (r *Member) noteHeard(node string) {
 	r.mu.Lock()
-	r.heard, r.from = time.Unix(0, at), node
+	// Without its monotonic part the time is for people; heardAt is for deciding.
+	r.heardAt = time.Now()
+	r.heard, r.from = r.heardAt.Round(0), node
 	r.mu.Unlock()
 }
 
 // receive reads entries and marks until the connection ends.
 func (f *following) receive(ctx context.Context) error {
+	noted := time.Duration(0)
 	for {
 		fr, err := f.l.next()
 		if err != nil {
 			return err
 		}
-		now := time.Now()
-		if now.UnixNano()-f.heard.Swap(now.UnixNano()) > int64(100*time.Millisecond) {
-			f.r.noteHeard(now.UnixNano(), f.peer.Node)
+		now := f.r.clock()
+		f.heard.Store(int64(now))
+		if now-noted > 100*time.Millisecond {
+			noted = now
+			f.r.noteHeard(f.peer.Node)
 		}
 		switch fr.typ {
 		case frameEntries:

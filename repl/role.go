@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"slotfs/meta"
 	"slotfs/meta/op"
 )
 
@@ -18,27 +19,33 @@ type machine struct {
 	name    func(op.SlotID) string // for messages: the slot's node
 	timeout time.Duration          // silence after which a peer is lost
 	stop    bool                   // on_replica_loss = "stop": never drop one
+	reg     *registry              // what is known of the register; nil: register mode none
 
-	now     time.Time
-	v       view
-	role    Role
-	leading bool   // the log leads: from the epoch's begin until the step down
-	epoch   uint64 // while leading: the epoch; may be ahead of v.hist for a moment
-	members []op.SlotID
-	peers   map[op.SlotID]*peer
-	op      *operation // what an operator, or the boot rule, asked for
-	target  op.SlotID  // while following: whom
-	session uint64     // number of the last effFollow
-	retry   time.Time  // no attempt to follow before this
-	resumes time.Time  // no attempt to resume before this
-	said    string     // why the last attempt to resume failed
-	probed  time.Time  // when all peers were asked last
-	booted  time.Time
-	pardon  time.Time // nobody's silence before this counts
-	doing   string
-	split   string // diverged: why; empty if not
-	changes bool   // an EpochBegin of ours is on its way to the disk
-	ending  bool   // the process ends: take no role any more
+	now      time.Time
+	v        view
+	role     Role
+	leading  bool      // the log leads: from the epoch's begin until the step down
+	since    time.Time // when that began
+	nonce    Nonce     // of the epoch, with a register
+	change   *change   // of the in-sync set, with a register, until it is decided
+	local    bool      // durability = "local"
+	tookOver uint64    // last epoch that it began by an automatic failover
+	epoch    uint64    // while leading: the epoch; may be ahead of v.hist for a moment
+	members  []op.SlotID
+	peers    map[op.SlotID]*peer
+	op       *operation // what an operator, or the boot rule, asked for
+	target   op.SlotID  // while following: whom
+	session  uint64     // number of the last effFollow
+	retry    time.Time  // no attempt to follow before this
+	resumes  time.Time  // no attempt to resume before this
+	said     string     // why the last attempt to resume failed
+	probed   time.Time  // when all peers were asked last
+	booted   time.Time
+	pardon   time.Time // nobody's silence before this counts
+	doing    string
+	split    string // diverged: why; empty if not
+	changes  bool   // an EpochBegin of ours is on its way to the disk
+	ending   bool   // the process ends: take no role any more
 	// owesRequire: the log is to be told anew for whom commits wait, afterwards.
 	owesRequire bool
 
@@ -53,15 +60,19 @@ type view struct {
 	durable   uint64
 	committed uint64
 	applied   uint64
-	hasStore  bool   // its log is not empty
-	adopted   bool   // it is empty, but known to belong to a store
-	demoted   uint64 // epoch that an operator ended here
+	hasStore  bool // its log is not empty
+	store     meta.StoreID
+	prepared  []preparation // epochs that it durably noted it may join
+	adopted   bool          // it is empty, but known to belong to a store
+	demoted   uint64        // epoch that an operator ended here
 	yield     bool
 	resync    bool // a resync is unfinished, or its control files are ahead of the log
 	drained   bool // it is not to become primary by itself
 	faulted   string
-	heard     time.Time // when a primary was last heard
+	heard     time.Time // when a primary was last heard; by the wall clock, for people
 	heardFrom string
+	heardAt   time.Time // the same since the start, monotonic; zero: not since
+	reach     Reach     // of the register
 }
 
 // peer is another slot of the store.
@@ -90,6 +101,9 @@ type peer struct {
 	mark     uint64    // entryRequired: what must be durable there
 	again    time.Time // no new attempt at re-entry before this
 	backoff  time.Duration
+	why      string // why it is lost; empty if it is not
+	gone     string // why it is lost whatever it says, until it connects anew
+	wentBack bool   // it lacks what it had acknowledged
 }
 
 // acks is what a replica last said, and when.
@@ -149,6 +163,16 @@ type operation struct {
 	epoch   uint64 // of the epoch that it begins
 	members []op.SlotID
 	create  bool
+
+	// With a register only.
+	read    uint64       // number of the Get that it waits for, or has seen
+	expect  uint64       // epoch of the record that it was judged by; 0: there is none
+	from    *peer        // whose tail is to be fetched; may be nil
+	commits uint64       // what was committed here when the others were asked
+	prepare *preparing   // who has yet to note the epoch
+	swap    *swapping    // the register's word
+	store   meta.StoreID // of the store
+	doomed  string       // while mounting: why the mount must end again
 }
 
 type opKind uint8
@@ -163,7 +187,10 @@ type opPhase uint8
 
 const (
 	phaseAsk     opPhase = iota + 1 // peers are being asked
+	phaseSeal                       // sealing off the record's epoch
 	phaseTail                       // a member's longer tail is being fetched
+	phasePrepare                    // the next set notes that it may join
+	phaseSwap                       // the register decides
 	phaseBegin                      // EpochBegin appended; waiting until it is applied
 	phaseMount                      // mounting
 	phaseUnmount                    // unmounting
@@ -219,6 +246,14 @@ func (m *machine) step(now time.Time, v view, e event) []effect {
 		m.onDemote(e)
 	case evRejoin:
 		m.onRejoin(e)
+	case evHint:
+		m.onHint()
+	case evRecord:
+		m.onRecord(e)
+	case evSwapped:
+		m.onSwapped(e)
+	case evSealed:
+		m.onSealed(e)
 	}
 	m.think()
 	return m.fx
@@ -250,7 +285,30 @@ func (m *machine) think() {
 // closed its streams. It recovers at the next start.
 func (m *machine) stopForFault() {
 	m.doing = "faulted: restart the process to recover"
+	if m.reg != nil {
+		m.handOver()
+		return
+	}
 	if m.op != nil {
+		m.finish(fmt.Errorf("slot is faulted: %s", m.v.faulted))
+	}
+	if !m.target.IsZero() {
+		m.do(effUnfollow{})
+		m.target = op.SlotID{}
+	}
+}
+
+// handOver is what a faulted slot does with a register: as primary it ends its
+// mount, so that another slot can serve in its place. Alone in its set it stays
+// mounted: what can be read can be read nowhere else.
+func (m *machine) handOver() {
+	switch {
+	case m.leading && (len(m.members) > 1 || m.role != Primary):
+		m.abdicate("faulted: " + m.v.faulted)
+	case m.op != nil && m.op.kind == opPromote && m.op.phase < phaseBegin:
+		if m.role != Replica {
+			m.setRole(Replica)
+		}
 		m.finish(fmt.Errorf("slot is faulted: %s", m.v.faulted))
 	}
 	if !m.target.IsZero() {

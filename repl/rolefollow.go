@@ -31,6 +31,12 @@ func (m *machine) primary() *peer {
 }
 
 func (m *machine) follow() {
+	if m.reg != nil {
+		m.doing = ""
+		if m.elect(); m.op != nil {
+			return
+		}
+	}
 	best := m.primary()
 	if !m.target.IsZero() {
 		if best == nil || best.slot == m.target || best.info.last.Epoch <= m.peer(m.target).info.last.Epoch {
@@ -56,14 +62,19 @@ func (m *machine) follow() {
 	if m.now.Sub(m.probed) >= probeEvery {
 		m.askAll()
 	}
-	m.doing = "looking for the primary"
-	if m.said != "" && m.v.hist.last().Primary == m.self {
+	switch {
+	case m.reg != nil && m.doing != "":
+	case m.said != "" && (m.reg != nil || m.v.hist.last().Primary == m.self):
 		m.doing = m.said
+	default:
+		m.doing = "looking for the primary"
 	}
 	if !m.v.hasStore {
 		m.doing = "waiting for the primary to fill this slot, or for \"slotfs promote\" to create the store"
 	}
-	m.resume()
+	if m.reg == nil {
+		m.resume()
+	}
 }
 
 func (m *machine) onFollowEnded(e evFollowEnded) {
@@ -87,6 +98,9 @@ func (m *machine) onFollowEnded(e evFollowEnded) {
 	case e.unreachable:
 		p.info.leading = false
 		p.failed = m.now
+		if e.nobody {
+			p.refused = m.now
+		}
 	case e.refused:
 		wait = retryRefused
 	}
@@ -95,6 +109,9 @@ func (m *machine) onFollowEnded(e evFollowEnded) {
 	}
 	if !e.again {
 		m.retry = m.now.Add(wait)
+	}
+	if m.reg != nil && !e.stale && !e.again {
+		m.ask(p) // it may have ended, or be faulted
 	}
 }
 
@@ -170,6 +187,9 @@ func (m *machine) superseded(p *peer) bool {
 // look is a primary's watch for a successor: somebody who was promoted while
 // this slot could not be reached.
 func (m *machine) look() {
+	if m.reg != nil {
+		return // see watchOut
+	}
 	if m.now.Sub(m.probed) >= 2*probeEvery {
 		m.probed = m.now
 		for _, p := range m.others() {

@@ -27,6 +27,9 @@ func (m *machine) onPeers(e evPeers) {
 		if p.answered.IsZero() {
 			p.info.hasStore = !s.Store.IsZero()
 		}
+		if m.reg != nil && s.Alive && p.answered.IsZero() && p.failed.IsZero() && !m.leading {
+			m.ask(p)
+		}
 		// Gossip is a reason to ask, not an answer.
 		if s.Alive && (s.Role == Primary || s.Role == Demoting) && !p.info.leading && !m.leading {
 			m.ask(p)
@@ -66,6 +69,12 @@ func (m *machine) onAnswer(e evAnswer) {
 		m.resumes = time.Time{} // it is back
 	}
 	p.heardOf = m.now
+	if m.reg != nil {
+		if e.leading && e.last.Epoch >= m.reg.rec.Epoch {
+			m.reg.heardPrimary = m.now
+		}
+		m.automatic(e.Auto)
+	}
 	if news && !m.leading && m.op == nil && m.target != e.slot {
 		m.retry = time.Time{} // follow at once
 	}

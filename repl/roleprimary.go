@@ -17,6 +17,11 @@ func (m *machine) onJoin(e evJoin) {
 	p.joined, p.conn, p.local = true, e.conn, e.local
 	p.entry, p.again, p.backoff = entryNone, time.Time{}, 0
 	p.acks = acks{heard: m.now}
+	p.gone = ""
+	if m.reg != nil && m.leading && m.isMember(e.slot) && e.last < m.v.committed && !p.wentBack {
+		p.wentBack = true
+		m.event(true, "the slot on %s ends at seq %d, and had acknowledged up to %d at least: its disk was emptied or restored from an older state", m.label(e.slot), e.last, m.v.committed)
+	}
 	p.target, p.targetAt = 0, m.now
 	p.info.leading = false
 	m.split = ""
@@ -56,6 +61,10 @@ func (m *machine) onAcks(e evAcks) {
 
 // lead runs after every event while the log leads.
 func (m *machine) lead() {
+	if m.reg != nil {
+		m.leadRegister()
+		return
+	}
 	if m.changes {
 		return
 	}
@@ -90,6 +99,10 @@ func (m *machine) lost(p *peer) string {
 		return m.now.Sub(t).Round(time.Millisecond)
 	}
 	switch {
+	case p.wentBack && m.isMember(p.slot):
+		return "its disk has gone back"
+	case p.gone != "":
+		return p.gone
 	case p.joined && since(p.acks.heard) > m.timeout:
 		return fmt.Sprintf("silent for %v", since(p.acks.heard))
 	case p.joined && m.waitsFor(p) && since(p.targetAt) > m.timeout:
@@ -113,7 +126,7 @@ func (m *machine) waitsFor(p *peer) bool {
 func (m *machine) drop(p *peer, why string) {
 	members := slices.DeleteFunc(slices.Clone(m.members), func(s op.SlotID) bool { return s == p.slot })
 	reason := fmt.Sprintf("replica on %s lost: %s", m.label(p.slot), why)
-	m.change(members, reason)
+	m.changeTo(members, reason)
 	if len(members) == 1 {
 		m.event(true, "%s; one copy left", reason)
 	} else {
@@ -121,8 +134,8 @@ func (m *machine) drop(p *peer, why string) {
 	}
 }
 
-// change begins the next epoch with another in-sync set.
-func (m *machine) change(members []op.SlotID, reason string) {
+// changeTo begins the next epoch with another in-sync set.
+func (m *machine) changeTo(members []op.SlotID, reason string) {
 	m.epoch++
 	m.members = members
 	m.changes = true
@@ -179,7 +192,11 @@ func (m *machine) reenter(p *peer) bool {
 		}
 		// 4. It notes durably that it may join the next epoch.
 		p.entry = entryPrepared
-		m.do(effPrepare{p.slot, m.epoch + 1})
+		if m.reg != nil {
+			m.enter(p)
+			return true
+		}
+		m.do(effPrepare{slot: p.slot, epoch: m.epoch + 1})
 	}
 	return false
 }
@@ -195,23 +212,38 @@ func (m *machine) anyEntering() bool {
 
 // onPrepared: 5. the epoch that has it in its set begins.
 func (m *machine) onPrepared(e evPrepared) {
+	if m.reg != nil {
+		m.onNoted(e)
+		return
+	}
 	p := m.peer(e.slot)
 	if p.entry != entryPrepared || !m.leading || m.changes {
 		return
 	}
 	if e.epoch != m.epoch+1 {
 		// Another change came between: prepare for the right one.
-		m.do(effPrepare{p.slot, m.epoch + 1})
+		m.do(effPrepare{slot: p.slot, epoch: m.epoch + 1})
 		return
 	}
 	p.entry = entryBegin
-	m.change(append(slices.Clone(m.members), p.slot), fmt.Sprintf("replica on %s caught up", m.label(p.slot)))
+	m.changeTo(append(slices.Clone(m.members), p.slot), fmt.Sprintf("replica on %s caught up", m.label(p.slot)))
+}
+
+// onNoted is onPrepared with a register.
+func (m *machine) onNoted(e evPrepared) {
+	if m.op != nil && m.op.prepare.noted(e) || m.change == nil {
+		return
+	}
+	m.change.prepare.noted(e)
 }
 
 // abandon ends p's way into the set; barriers wait for it no longer.
 func (m *machine) abandon(p *peer) {
 	was := p.entry
 	p.entry = entryNone
+	if c := m.change; c != nil && c.enters == p && c.swap == nil {
+		m.change = nil
+	}
 	if (was == entryRequired || was == entryPrepared) && m.leading {
 		m.require()
 	}
@@ -229,6 +261,14 @@ func (m *machine) require() {
 	for _, p := range m.others() {
 		if p.entry != entryNone && !slices.Contains(need, p.slot) {
 			need = append(need, p.slot)
+		}
+	}
+	if m.change != nil && m.change.swap != nil {
+		// The register may have decided for that set already.
+		for _, s := range m.change.members {
+			if s != m.self && !slices.Contains(need, s) {
+				need = append(need, s)
+			}
 		}
 	}
 	m.do(effRequire{m.epoch, need})

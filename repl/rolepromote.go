@@ -29,13 +29,20 @@ func (m *machine) onPromote(e evPromote) {
 		if e.opts.Force {
 			reason = "forced by operator"
 		}
-		m.op = &operation{id: e.id, kind: opPromote, opts: e.opts, started: m.now, phase: phaseAsk, reason: reason}
+		m.op = &operation{id: e.id, kind: opPromote, opts: e.opts, started: m.now, phase: phaseAsk, reason: reason, commits: m.v.committed}
+		if m.reg != nil {
+			m.op.read = m.read()
+		}
 		m.askAll()
 	}
 }
 
 // advance moves the operation on as far as it can go now.
 func (m *machine) advance() {
+	if m.reg != nil && m.op.kind == opPromote {
+		m.advanceRegister()
+		return
+	}
 	if m.op.kind != opPromote || m.op.phase != phaseAsk {
 		return
 	}
@@ -243,25 +250,39 @@ func (m *machine) onTail(e evTail) {
 	if m.op == nil || m.op.phase != phaseTail {
 		return
 	}
-	if e.err != nil {
+	switch {
+	case m.reg != nil && e.err != nil:
+		m.withoutTail(e)
+	case m.reg != nil:
+		m.prepareEpoch()
+	case e.err != nil:
 		m.fail(fmt.Errorf("fetch the last entries from %s: %w", m.label(e.slot), e.err))
-		return
+	default:
+		m.begin()
 	}
-	m.begin()
 }
 
 // begin starts the epoch.
 func (m *machine) begin() {
 	o := m.op
 	o.phase = phaseBegin
-	m.epoch, m.members, m.leading = o.epoch, o.members, true
+	m.epoch, m.members, m.leading, m.since = o.epoch, o.members, true, m.now
+	begin := effBegin{epoch: o.epoch, members: o.members, reason: o.reason, create: o.create}
+	if m.reg != nil {
+		begin.nonce, begin.store = o.swap.next.Nonce, o.store
+		m.nonce = begin.nonce
+		if o.auto && !strings.HasPrefix(o.reason, "resumed") {
+			m.tookOver = o.epoch
+			m.automatic(o.epoch)
+		}
+	}
 	for _, p := range m.peers {
 		// Members get the time to find out who is primary.
 		p.joined, p.left, p.refused = false, m.now.Add(m.timeout), time.Time{}
 		p.entry, p.again, p.backoff = entryNone, time.Time{}, 0
 	}
 	m.doing = fmt.Sprintf("beginning epoch %d", m.epoch)
-	m.do(effBegin{epoch: o.epoch, members: o.members, reason: o.reason, create: o.create})
+	m.do(begin)
 	m.askAll() // tells them, too
 }
 
@@ -284,6 +305,15 @@ func (m *machine) onMounted(e evMounted) {
 	if m.op == nil || m.op.phase != phaseMount {
 		return
 	}
+	if m.op.doomed != "" && e.err == nil {
+		// It was superseded meanwhile.
+		reason := m.op.doomed
+		m.finish(&refusal{reason})
+		m.setRole(Demoting)
+		m.op = &operation{kind: opSupersede, started: m.now, phase: phaseUnmount, reason: reason}
+		m.do(effUnmount{reason})
+		return
+	}
 	if e.err != nil {
 		m.stepDown("mount failed", true)
 		m.fail(fmt.Errorf("mount: %w", e.err))
@@ -299,6 +329,7 @@ func (m *machine) fail(err error) {
 	m.setRole(Replica)
 	m.event(true, "did not become primary: %v", err)
 	m.retry = m.now.Add(retryFollow)
+	m.resumes = m.now.Add(probeEvery)
 	m.op.auto = false // said already
 	m.finish(err)
 }
@@ -307,6 +338,7 @@ func (m *machine) fail(err error) {
 func (m *machine) stepDown(reason string, byOperator bool) {
 	m.leading = false
 	m.changes = false
+	m.change = nil
 	for _, p := range m.peers {
 		p.joined, p.entry = false, entryNone
 	}
@@ -350,6 +382,12 @@ func (m *machine) onUnmounted(e evUnmounted) {
 	if o.kind == opSupersede {
 		m.setRole(Replica)
 		m.retry = time.Time{}
+		m.finish(nil)
+		return
+	}
+	if !m.leading && m.reg != nil {
+		// It stopped leading meanwhile: nothing can be committed any more.
+		m.setRole(Replica)
 		m.finish(nil)
 		return
 	}

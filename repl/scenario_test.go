@@ -164,9 +164,9 @@ func (p *play) do(out *strings.Builder, args []string) {
 		delete(p.acks, slot)
 	case "prepared":
 		e, _ := strconv.ParseUint(args[2], 10, 64)
-		p.step(out, evPrepared{slot, e})
+		p.step(out, evPrepared{slot: slot, epoch: e})
 	case "begun":
-		p.v.hist = append(slices.Clone(p.v.hist), epochStart{op.Pos{Epoch: p.m.epoch, Seq: p.v.last.Seq + 1, Chain: p.m.epoch}, p.m.self, p.m.members, ""})
+		p.v.hist = append(slices.Clone(p.v.hist), epochStart{Pos: op.Pos{Epoch: p.m.epoch, Seq: p.v.last.Seq + 1, Chain: p.m.epoch}, Primary: p.m.self, Members: p.m.members})
 		p.v.last = op.Pos{Epoch: p.m.epoch, Seq: p.v.last.Seq + 1, Chain: p.m.epoch}
 		p.v.hasStore = true
 		if p.m.changes {

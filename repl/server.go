@@ -181,6 +181,8 @@ func (s *Server) dispatch(ctx context.Context, l *link, h hello) {
 		m.serveTail(ctx, l, h)
 	case forFetch:
 		m.serveFetch(ctx, l)
+	case forNote:
+		m.serveNote(l, h)
 	case forResync:
 		m.serveResync(ctx, l, h)
 	default:

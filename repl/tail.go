@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"time"
 
 	"slotfs/meta/op"
 )
@@ -77,8 +78,12 @@ func (r *Member) fetchTail(ctx context.Context, slot op.SlotID) error {
 		return fmt.Errorf("%w: tail from %s, this log ends at %s", ErrWire, w.Common, h.Last)
 	}
 	epoch := max(r.Log.Sealed(), w.Last.Epoch, h.Last.Epoch) + 1
+	idle := fetchIdle
+	if r.Register != nil {
+		idle = max(r.Timeout, time.Second) // it is a help only, and somebody waits
+	}
 	for {
-		l.deadline(fetchIdle)
+		l.deadline(idle)
 		f, err := l.next()
 		switch {
 		case err != nil:

@@ -20,6 +20,7 @@ const (
 	forFetch   purpose = "fetch"   // content by id and checksum
 	forResync  purpose = "resync"  // objects of a snapshot
 	forCommand purpose = "command" // an operator's command for this node
+	forNote    purpose = "note"    // a primary, or a slot about to be, asks to note that the other may join an epoch
 	forStatus  purpose = "status"  // what a node's slots are; also tells what the asker is
 )
 
@@ -41,6 +42,8 @@ type hello struct {
 	History  history      `json:"history,omitempty"`
 	Yield    bool         `json:"yield,omitempty"` // the operator gave up this slot's branch
 	Condition
+	// Prepare is the epoch that the other slot is asked to note.
+	Prepare *preparation `json:"prepare,omitempty"`
 }
 
 // welcome grants what a hello asked for.
@@ -86,6 +89,13 @@ type Condition struct {
 	Drained bool `json:"drained,omitempty"`
 	// Unready is why it could not serve now; empty: it could.
 	Unready string `json:"unready,omitempty"`
+	// Sealed is the epoch up to which it accepts nothing any more.
+	Sealed uint64 `json:"sealed,omitempty"`
+	// Auto is the last epoch that it began by an automatic failover.
+	Auto uint64 `json:"auto,omitempty"`
+	// Unfit is why it does not become primary by itself, with a register; empty:
+	// it may.
+	Unfit string `json:"unfit,omitempty"`
 }
 
 // NodeStatus is what a node answers about itself.

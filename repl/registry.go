@@ -1,0 +1,123 @@
+package repl
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// How the member carries out what the machine wants of the register, and the
+// notes that go with it. Nothing here is waited for by the loop but the disk.
+
+// maxPreparations bounds the notes kept about epochs to come.
+const maxPreparations = 64
+
+// newNonce makes up a nonce. crypto/rand never fails: it ends the process.
+func newNonce() (n Nonce) {
+	_, _ = rand.Read(n[:])
+	return n
+}
+
+// watchRegister passes on that the register may have changed.
+func (r *Member) watchRegister() {
+	if r.Register == nil {
+		return
+	}
+	r.spawn(func(ctx context.Context) {
+		r.Register.Watch(ctx, r.Store, func(Record, bool) { r.post(evHint{}) })
+	})
+}
+
+func (r *Member) getRecord(f effGet) {
+	r.spawn(func(ctx context.Context) {
+		rec, found, err := r.Register.Get(ctx, r.Store)
+		r.post(evRecord{f.id, rec, found, err})
+	})
+}
+
+func (r *Member) swapRecord(f effSwap) {
+	r.logger.Info("ask the register", "expect", f.expect, keyEpoch, f.next.Epoch, "in_sync", list(f.next.InSync, r.m.label), "nonce", f.next.Nonce.String(), "reason", f.next.Reason)
+	r.spawn(func(ctx context.Context) {
+		now, won, err := r.Register.Swap(ctx, r.Store, f.expect, f.next)
+		r.post(evSwapped{f.id, now, won, err})
+	})
+}
+
+// prepare has a slot note the epoch to come: this one, or another.
+func (r *Member) prepare(f effPrepare) {
+	e := evPrepared{slot: f.slot, epoch: f.epoch, nonce: f.nonce}
+	want := preparation{f.epoch, f.nonce}
+	if f.slot == r.ID {
+		if e.err = r.notePreparation(want); e.err != nil {
+			r.fail(e.err)
+		}
+		r.post(e)
+		return
+	}
+	p, ok := r.address(f.slot)
+	if !ok {
+		e.err = fmt.Errorf("no address of slot %s", f.slot)
+		r.post(e)
+		return
+	}
+	h := r.hello(forNote)
+	h.Prepare = &want
+	r.spawn(func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, max(r.Timeout, time.Second))
+		defer cancel()
+		w, err := askNode(ctx, p.Addr, r.TLS, h)
+		if err == nil && w.Slot != f.slot {
+			err = fmt.Errorf("slot %s answers", w.Slot)
+		}
+		if e.err = err; err != nil && ctx.Err() == nil && !absent(err) {
+			r.fail(fmt.Errorf("prepare %s for epoch %d: %w", p.Node, f.epoch, err))
+		}
+		r.post(e)
+	})
+}
+
+// notePreparation notes durably that this slot may join an epoch.
+func (r *Member) notePreparation(p preparation) error {
+	reached := r.Log.Last().Epoch
+	return r.note(func(n *notes) {
+		// The record is at the log's last epoch at least, for good.
+		kept := slices.DeleteFunc(slices.Clone(n.Preparations), func(o preparation) bool { return o.Epoch < reached })
+		if extra := len(kept) + 1 - maxPreparations; extra > 0 {
+			kept = slices.Delete(kept, 0, extra)
+		}
+		n.Preparations = append(kept, p)
+	})
+}
+
+// serveNote answers a primary, or a slot about to be, that wants this slot in
+// its next set.
+func (r *Member) serveNote(l *link, h hello) {
+	refuse := func(format string, args ...any) {
+		l.turnAway(CodeFailed, fmt.Sprintf(format, args...))
+	}
+	switch {
+	case h.Prepare == nil || h.Prepare.Epoch == 0 || h.Prepare.Nonce == Nonce{}:
+		l.turnAway(CodeProtocol, "no epoch to note")
+		return
+	case r.faulted() != nil:
+		refuse("the slot on %s is faulted: %v", r.Node, r.faulted())
+		return
+	case r.leading.Load():
+		refuse("the slot on %s is primary", r.Node)
+		return
+	case r.resyncing() || r.incomplete() || r.storeID().IsZero():
+		refuse("the slot on %s is not complete", r.Node)
+		return
+	}
+	if err := r.notePreparation(*h.Prepare); err != nil {
+		r.fail(err)
+		refuse("%v", err)
+		return
+	}
+	l.deadline(handshakeTimeout)
+	if l.sendJSON(frameWelcome, welcome{Protocol: Protocol, Node: r.Node, StoreID: r.storeID(), Slot: r.ID}) == nil {
+		_, _ = l.next() // until the asker hangs up
+	}
+}

@@ -1,0 +1,388 @@
+package repl
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"slotfs/meta"
+	"slotfs/meta/op"
+)
+
+// The path to primary with a register: when a replica takes it by itself, by
+// what it is judged, and its steps up to the register's word.
+
+// elect starts the path to primary if this slot should be primary by itself.
+func (m *machine) elect() {
+	g := m.reg
+	if m.ending || m.now.Before(m.resumes) || !m.v.hasStore {
+		return
+	}
+	if m.unfit() != "" {
+		m.keepReading()
+		return
+	}
+	if g.at.IsZero() || !g.found {
+		m.keepReading()
+		switch {
+		case g.trouble != "":
+			m.doing = g.trouble
+		case g.at.IsZero():
+			m.doing = "waiting for the register: roles cannot change before it answers"
+		}
+		return
+	}
+	reason := m.due()
+	if reason == "" {
+		return
+	}
+	m.op = &operation{kind: opPromote, auto: true, started: m.now, phase: phaseAsk, reason: reason, commits: m.v.committed}
+	m.op.read = m.read()
+	m.askAll()
+}
+
+// keepReading keeps the record from getting old while nobody leads.
+func (m *machine) keepReading() {
+	if g := m.reg; !g.asking && m.now.Sub(g.asked) >= readAgain && (m.target.IsZero() || g.at.IsZero()) {
+		m.read()
+	}
+}
+
+// unfit says why this slot does not become primary by itself, whatever the
+// register says; others are told. Empty: it may.
+func (m *machine) unfit() string {
+	switch {
+	case m.v.faulted != "":
+		return "faulted"
+	case m.local:
+		return "its durability is \"local\": it is never in the in-sync set"
+	case m.v.drained:
+		return "drained by an operator"
+	case m.v.resync:
+		return "in the middle of a resync"
+	case m.v.yield:
+		return "its branch was given up by an operator"
+	case m.split != "":
+		return "diverged"
+	case m.v.demoted > 0 && m.v.demoted >= m.v.hist.last().Pos.Epoch:
+		return "demoted by an operator"
+	}
+	return ""
+}
+
+// due says why it is time to become primary; empty if it is not.
+func (m *machine) due() string {
+	g := m.reg
+	if best := m.primary(); best != nil && best.info.last.Epoch >= g.rec.Epoch && m.now.Sub(best.answered) < g.failover && m.target.IsZero() {
+		return "" // there is one; this slot is about to follow it
+	}
+	if g.rec.Primary == m.self {
+		return m.dueAgain()
+	}
+	heard := latest(m.booted, m.pardon, m.v.heardAt, g.changed, g.heardPrimary)
+	silent := m.now.Sub(heard)
+	var why string
+	p := m.peers[g.rec.Primary]
+	switch {
+	case silent >= g.failover:
+		why = fmt.Sprintf("silent for %v", silent.Round(time.Millisecond))
+	case p == nil || m.v.heardAt.IsZero():
+		// Both may be starting: the primary goes first.
+	case p.refused.After(heard):
+		why = "connection refused"
+	case p.answered.After(heard) && !p.info.leading && p.info.Unfit != "":
+		why = p.info.Unfit
+	}
+	if silent > g.failover/2 && p != nil && m.now.Sub(m.probed) >= probeEvery {
+		m.probed = m.now
+		m.ask(p) // so that its answer, or that there is none, is known in time
+	}
+	if why == "" {
+		return ""
+	}
+	if left := g.moved.Add(g.rest).Sub(m.now); g.rest > 0 && left > 0 {
+		m.doing = fmt.Sprintf("the primary on %s is lost (%s), but there was an automatic failover %v ago: no other one for %v",
+			m.label(g.rec.Primary), why, m.now.Sub(g.moved).Round(time.Second), left.Round(time.Second))
+		return ""
+	}
+	return fmt.Sprintf("failover: the primary on %s is lost: %s", m.label(g.rec.Primary), why)
+}
+
+// dueAgain is due of the slot that the register names: at once, but others of
+// the set get a moment to be heard of, so that they stay in it.
+func (m *machine) dueAgain() string {
+	g := m.reg
+	switch {
+	case !m.target.IsZero():
+		return "" // it follows somebody whom the register will name shortly
+	case m.now.Sub(m.booted) >= m.timeout:
+	default:
+		for _, s := range g.rec.InSync {
+			if p := m.peers[s]; s != m.self && (p == nil || p.answered.Before(m.booted) && p.failed.Before(m.booted)) {
+				m.doing = "waiting for the other members of the in-sync set before resuming as primary"
+				return ""
+			}
+		}
+	}
+	return "resumed as the register's primary"
+}
+
+func latest(times ...time.Time) time.Time {
+	return slices.MaxFunc(times, time.Time.Compare)
+}
+
+// automatic notes that epoch began by an automatic failover.
+func (m *machine) automatic(epoch uint64) {
+	g := m.reg
+	if g == nil || epoch <= g.auto {
+		return
+	}
+	g.auto = epoch
+	switch quiet := m.now.Sub(g.moved); {
+	case g.moved.IsZero() || quiet > g.rest+10*g.pause:
+		g.rest = g.pause
+	default:
+		g.rest = min(2*g.rest, maxPause)
+	}
+	g.moved = m.now
+}
+
+// advanceRegister moves an operation on the path to primary on.
+func (m *machine) advanceRegister() {
+	switch o := m.op; o.phase {
+	case phaseAsk:
+		m.asked()
+	case phasePrepare:
+		m.prepared()
+	case phaseSwap:
+		m.doing = fmt.Sprintf("asking the register for epoch %d", o.swap.next.Epoch)
+		if o.swap.doubt {
+			m.doing += "; an attempt had no answer, and only the register knows its outcome"
+		}
+		m.pursue(o.swap)
+	}
+}
+
+// asked goes on when the register and the other slots have answered.
+func (m *machine) asked() {
+	o, g := m.op, m.reg
+	m.doing = "asking the register and the other slots before becoming primary"
+	if g.failed >= o.read {
+		m.refuse(&refusal{fmt.Sprintf("the register cannot be read, and without it no role changes: %v", g.err)})
+		return
+	}
+	patience := m.timeout
+	if o.auto {
+		patience = min(patience, askBriefly)
+	}
+	for _, p := range m.peers {
+		if p.asking && m.now.Sub(o.started) < patience {
+			return
+		}
+	}
+	if g.seen < o.read {
+		return
+	}
+	if err := m.judgeRecord(); err != nil {
+		m.refuse(err)
+		return
+	}
+	m.split = ""
+	if !m.target.IsZero() {
+		// From here on this slot acknowledges nothing to anybody.
+		m.do(effUnfollow{})
+		m.target = op.SlotID{}
+	}
+	m.setRole(Promoting)
+	o.phase = phaseSeal
+	m.doing = fmt.Sprintf("sealing off epoch %d", o.expect)
+	m.do(effSeal{o.expect})
+}
+
+// refuse ends an operation that has changed nothing yet.
+func (m *machine) refuse(err error) {
+	m.finish(err)
+	m.doing = err.Error()
+}
+
+// judgeRecord decides by the record whether this slot may become primary, and
+// with which in-sync set.
+func (m *machine) judgeRecord() error {
+	o, g := m.op, m.reg
+	rec := g.rec
+	if g.trouble != "" {
+		return &refusal{"register: " + g.trouble}
+	}
+	var reached []*peer
+	for _, p := range m.others() {
+		if p.answered.Before(o.started) || p.failed.After(p.answered) {
+			continue
+		}
+		reached = append(reached, p)
+		if err := m.judgeReached(p); err != nil {
+			return err
+		}
+	}
+	o.expect, o.epoch = 0, 1
+	if !g.found {
+		return m.judgeCreation(reached)
+	}
+	o.expect, o.epoch, o.store = rec.Epoch, rec.Epoch+1, m.v.store
+	if err := m.judgeSelf(); err != nil {
+		return err
+	}
+	o.members, o.from = []op.SlotID{m.self}, nil
+	for _, p := range reached {
+		if !rec.Has(p.slot) || !p.info.hasStore || p.info.leading || p.info.last.Seq < o.commits {
+			// The last: it had acknowledged more once, so its disk has gone back.
+			continue
+		}
+		_, mine, _ := m.v.hist.meet(m.v.last, p.info.hist, p.info.last, false)
+		_, its, _ := p.info.hist.meet(p.info.last, m.v.hist, m.v.last, false)
+		ahead := its == vStream && p.info.last.Seq > m.v.last.Seq
+		if mine == vStream || ahead {
+			o.members = append(o.members, p.slot)
+		}
+		if ahead && (o.from == nil || p.info.last.Seq > o.from.info.last.Seq) {
+			o.from = p
+		}
+	}
+	return nil
+}
+
+// judgeReached looks for a reason in another slot that forbids the promotion.
+func (m *machine) judgeReached(p *peer) error {
+	g := m.reg
+	if p.info.leading && (!g.found || p.info.last.Epoch >= g.rec.Epoch) {
+		return &refusal{fmt.Sprintf("%s is primary, in epoch %d: demote it there first", m.label(p.slot), p.info.last.Epoch)}
+	}
+	if !p.info.hasStore || m.op.opts.Force {
+		return nil
+	}
+	if e, ok := m.v.hist.conflict(p.info.hist); ok {
+		return &refusal{fmt.Sprintf("this slot and the one on %s both have an epoch %d that began differently: choose whose branch survives "+
+			"(\"slotfs rejoin STORE\" on the other node), or use --force", m.label(p.slot), e)}
+	}
+	return nil
+}
+
+// judgeCreation: there is no record, and this slot is empty.
+func (m *machine) judgeCreation(reached []*peer) error {
+	o := m.op
+	for _, p := range m.others() {
+		if p.info.hasStore {
+			return &refusal{fmt.Sprintf("the store exists already: a slot on %s holds it, though the register has no record of it; this empty one cannot become primary", m.label(p.slot))}
+		}
+	}
+	o.create, o.members, o.reason = true, []op.SlotID{m.self}, "store created by operator"
+	o.store = meta.StoreID(m.reg.nonce())
+	return nil
+}
+
+// judgeSelf: what the record and this slot's own durable state say of it.
+func (m *machine) judgeSelf() error {
+	o, rec := m.op, m.reg.rec
+	switch {
+	case m.v.adopted:
+		return &refusal{"this slot belongs to a store that exists already, and is still empty: it cannot become primary before it has been filled"}
+	case !m.v.hasStore:
+		return &refusal{fmt.Sprintf("the store exists already: the register names %s its primary in epoch %d; this empty slot cannot become primary before that one has filled it",
+			m.label(rec.Primary), rec.Epoch)}
+	case o.opts.Force:
+		return m.judgeForce()
+	case m.local:
+		return &refusal{"this slot's durability is \"local\": it may lack acknowledged mail, and is promoted by --force only"}
+	case !rec.Has(m.self):
+		return &refusal{fmt.Sprintf("this slot is not in the in-sync set of epoch %d (%s): it may lack acknowledged mail; "+
+			"promote one of those, or use --force to go on without what is missing here", rec.Epoch, m.labels(rec.InSync))}
+	case !m.holds(rec):
+		return &refusal{fmt.Sprintf("the register has this slot in the in-sync set of epoch %d, but neither the beginning of that epoch nor a note about it is on its disk: "+
+			"the disk was emptied, or restored from an older state; it may lack acknowledged mail", rec.Epoch)}
+	}
+	return nil
+}
+
+// judgeForce: with --force this slot may lack acknowledged mail. A primary that
+// is the only member of its set is fenced by nobody but the operator.
+func (m *machine) judgeForce() error {
+	o, rec := m.op, m.reg.rec
+	if rec.Has(m.self) && m.holds(rec) || o.opts.OldPrimaryIsDown {
+		return nil
+	}
+	for _, s := range rec.InSync {
+		p := m.peers[s]
+		if s == m.self || p != nil && !p.answered.Before(o.started) {
+			continue
+		}
+		return &refusal{fmt.Sprintf("%s cannot be reached and may be serving alone; %s. Make sure that it is down and stays down, "+
+			"then repeat with --old-primary-is-down", m.label(s), m.lastHeard())}
+	}
+	return nil
+}
+
+// onSealed: nothing of the old epochs is accepted any more.
+func (m *machine) onSealed(e evSealed) {
+	o := m.op
+	if m.reg == nil || o == nil || o.phase != phaseSeal || e.epoch != o.expect {
+		return
+	}
+	if e.err != nil {
+		m.fail(fmt.Errorf("seal epoch %d: %w", e.epoch, e.err))
+		return
+	}
+	if o.from == nil {
+		m.prepareEpoch()
+		return
+	}
+	o.phase = phaseTail
+	m.doing = "fetching the last entries from " + m.label(o.from.slot)
+	m.do(effTail{o.from.slot})
+}
+
+// withoutTail goes on when a longer tail could not be had. It held nothing
+// that was committed: that is here.
+func (m *machine) withoutTail(e evTail) {
+	o := m.op
+	m.event(false, "becoming primary without the last entries of %s, none of which was committed: %v", m.label(e.slot), e.err)
+	o.members = slices.DeleteFunc(o.members, func(s op.SlotID) bool {
+		p := m.peers[s]
+		return s != m.self && (p == nil || p.info.last.Seq > m.v.last.Seq)
+	})
+	m.prepareEpoch()
+}
+
+// prepareEpoch has the members of the next epoch note that they may join it.
+func (m *machine) prepareEpoch() {
+	o := m.op
+	o.phase = phasePrepare
+	m.doing = fmt.Sprintf("preparing epoch %d", o.epoch)
+	o.prepare = m.prepareAll(o.epoch, o.members)
+}
+
+// prepared goes on when the members have noted the epoch; those that could not
+// are none.
+func (m *machine) prepared() {
+	o := m.op
+	p := o.prepare
+	if slices.Contains(p.failed, m.self) {
+		m.fail(fmt.Errorf("note that this slot may join epoch %d", o.epoch))
+		return
+	}
+	if len(p.waiting) > 0 && (slices.Contains(p.waiting, m.self) || m.now.Sub(p.since) < m.timeout) {
+		return
+	}
+	o.members = slices.DeleteFunc(o.members, func(s op.SlotID) bool { return slices.Contains(p.failed, s) || slices.Contains(p.waiting, s) })
+	o.phase = phaseSwap
+	o.swap = &swapping{expect: o.expect, next: m.record(o.epoch, o.members, o.store, p.nonce, o.reason)}
+	m.swap(o.swap)
+}
+
+// record is what the register shall hold.
+func (m *machine) record(epoch uint64, members []op.SlotID, store meta.StoreID, nonce Nonce, reason string) Record {
+	r := Record{Version: RecordVersion, Store: store, Epoch: epoch, Primary: m.self, InSync: members, Nonce: nonce,
+		Nodes: map[op.SlotID]string{}, Reason: reason, Time: m.now.UTC()}
+	for _, s := range members {
+		r.Nodes[s] = m.label(s)
+	}
+	return r
+}
