@@ -56,6 +56,8 @@ type Config struct {
 	Advertise       string // host:port for replication; empty: found out
 	Cert, Key       string // files
 	ReplicaTimeout  time.Duration
+	FailoverTimeout time.Duration // with a register only
+	FailoverPause   time.Duration // with a register only
 
 	Socket     string
 	SocketMode os.FileMode

@@ -24,11 +24,13 @@ type file struct {
 		Join      []string `toml:"join"`
 	} `toml:"gossip"`
 	Replication struct {
-		Listen         string `toml:"listen"`
-		Advertise      string `toml:"advertise"`
-		Cert           string `toml:"cert"`
-		Key            string `toml:"key"`
-		ReplicaTimeout string `toml:"replica_timeout"`
+		Listen          string `toml:"listen"`
+		Advertise       string `toml:"advertise"`
+		Cert            string `toml:"cert"`
+		Key             string `toml:"key"`
+		ReplicaTimeout  string `toml:"replica_timeout"`
+		FailoverTimeout string `toml:"failover_timeout"`
+		FailoverPause   string `toml:"failover_pause"`
 	} `toml:"replication"`
 	Admin struct {
 		Socket string `toml:"socket"`

@@ -20,6 +20,8 @@ func (c *Config) RestartNeeded(next *Config) []string {
 	differ("replication.cert", c.Cert != next.Cert)
 	differ("replication.key", c.Key != next.Key)
 	differ("replication.replica_timeout", c.ReplicaTimeout != next.ReplicaTimeout)
+	differ("replication.failover_timeout", c.FailoverTimeout != next.FailoverTimeout)
+	differ("replication.failover_pause", c.FailoverPause != next.FailoverPause)
 	differ("admin.socket", c.Socket != next.Socket)
 	differ("admin.mode", c.SocketMode != next.SocketMode)
 	differ("admin.group", c.SocketGID != next.SocketGID)

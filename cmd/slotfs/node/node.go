@@ -283,6 +283,7 @@ func (n *Node) makeMembers() error {
 			Node: n.Config.Node, Cluster: n.Identity.Cluster.ID, Store: s.Conf.Store,
 			ID: s.Meta.ID, Dir: s.Conf.Data, Log: s.Meta.Log, Slot: s.Meta,
 			Peers: peers, Hooks: s, TLS: n.Identity.ClientTLS(),
+			FailoverTimeout: n.Config.FailoverTimeout, FailoverPause: n.Config.FailoverPause,
 			Timeout: n.Config.ReplicaTimeout, StopOnLoss: s.Conf.OnReplicaLoss == config.Stop,
 			Local: s.Conf.Durability == config.Local, LogMax: s.Conf.LogMax, Logger: n.Log,
 			OnEvent: func(repl.Event) { n.publishSoon() }, Record: s.Meta.Record,
