@@ -51,6 +51,10 @@ func (s *Slot) startApplier() {
 			s.log.Warn("closed in the middle of an entry, which the next start applies", keyErr, err)
 			return
 		}
+		if unusable(err) && s.askHeal(err) {
+			a.torn = true // until then
+			return
+		}
 		if err != nil {
 			s.Fault(err)
 		}

@@ -57,7 +57,16 @@ func (s *Slot) maybeCheckpoint(ctx context.Context, due *time.Timer) error {
 	a.checkpoints = done
 	go func() {
 		defer close(done)
-		if err := s.finishCheckpoint(st); err != nil {
+		err := s.finishCheckpoint(st)
+		if err != nil {
+			if gone := s.ix.verify(); gone != nil {
+				err = gone // that is why
+			}
+		}
+		if unusable(err) && s.askHeal(err) {
+			return // and frozen stays until then
+		}
+		if err != nil {
 			s.Fault(fmt.Errorf("checkpoint: %w", err))
 		}
 	}()

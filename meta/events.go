@@ -22,6 +22,7 @@ const (
 	EventRecovery   = "recovery"   // what a start had to put right
 	EventFault      = "fault"      // the slot stopped
 	EventLedger     = "ledger"     // a finding could not be recorded
+	EventIndex      = "index"      // the index is damaged, or was made anew
 )
 
 // Event is a finding that a person may want to know about.

@@ -1,6 +1,7 @@
 package meta
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -8,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
@@ -29,9 +32,19 @@ import (
 // keep entries, nlink, Entries, Count, Bytes, and the slot's digest right, so
 // a caller only says what an inode looks like and which names it has.
 type index struct {
-	dir string
-	log *slog.Logger
-	db  *badger.DB
+	dir  string
+	log  *slog.Logger
+	db   *badger.DB
+	mute *atomic.Bool // db was replaced: what it says is of no interest any more
+
+	// retired are badgers that were replaced while somebody may have been reading
+	// from them: they stay open until the index is closed.
+	retired []*badger.DB
+	swaps   atomic.Uint64 // how often the index was replaced
+
+	verifying sync.Mutex // guards when, and how long the last verify was; before mu
+	verified  time.Time
+	took      time.Duration
 
 	// mu guards everything below. Inodes are never changed once they are in
 	// here, so a reader keeps what it got without the lock.
@@ -114,8 +127,9 @@ func openIndex(dir string, log *slog.Logger) (*index, error) {
 // therefore no block cache (tables are mapped), one table of 16 MB in use and
 // one being written.
 func (x *index) openDB(memTable int64) error {
+	mute := new(atomic.Bool)
 	o := badger.DefaultOptions(x.dir).
-		WithLogger(badgerLog{x.log}).
+		WithLogger(badgerLog{x.log, mute}).
 		WithMetricsEnabled(false).
 		WithSyncWrites(false).
 		WithDetectConflicts(false).
@@ -134,7 +148,7 @@ func (x *index) openDB(memTable int64) error {
 	if err != nil {
 		return fmt.Errorf("open index: %w", err)
 	}
-	x.db = db
+	x.db, x.mute = db, mute
 	x.now = view{db.NewTransaction(false)}
 	return nil
 }
@@ -147,7 +161,11 @@ func (x *index) renew() {
 
 func (x *index) close() error {
 	x.now.txn.Discard()
-	if err := x.db.Close(); err != nil {
+	for _, db := range x.retired {
+		closeDB(db) // damaged: whatever it says
+	}
+	x.retired = nil
+	if err := closeDB(x.db); err != nil {
 		return fmt.Errorf("close index: %w", err)
 	}
 	return nil
@@ -275,10 +293,16 @@ func (x *index) snapshot(dir op.ID) (v view, entries map[string]Child, subdirs m
 }
 
 // children lists a directory in order of name; empty if there is none.
-func (x *index) children(dir op.ID) ([]Child, error) {
+func (x *index) children(dir op.ID) ([]Child, error) { return x.list(dir, view.children) }
+
+// whole is children of an index that is no mixture: it notices a list that is
+// too short.
+func (x *index) whole(dir op.ID) ([]Child, error) { return x.list(dir, view.whole) }
+
+func (x *index) list(dir op.ID, read func(view, op.ID) ([]Child, error)) ([]Child, error) {
 	v, entries, _ := x.snapshot(dir)
 	defer v.txn.Discard()
-	list, err := v.children(dir)
+	list, err := read(v, dir)
 	if err != nil {
 		return nil, err
 	}
@@ -413,11 +437,19 @@ func (x *index) checkpointed() state {
 }
 
 // badgerLog sends what badger says to slog; its chatter only at debug level.
-type badgerLog struct{ log *slog.Logger }
+type badgerLog struct {
+	log  *slog.Logger
+	mute *atomic.Bool
+}
 
-func (l badgerLog) Errorf(f string, a ...any)   { l.log.Error("index: " + text(f, a)) }
-func (l badgerLog) Warningf(f string, a ...any) { l.log.Warn("index: " + text(f, a)) }
-func (l badgerLog) Infof(f string, a ...any)    { l.log.Debug("index: " + text(f, a)) }
-func (l badgerLog) Debugf(f string, a ...any)   { l.log.Debug("index: " + text(f, a)) }
+func (l badgerLog) Errorf(f string, a ...any)   { l.say(slog.LevelError, f, a) }
+func (l badgerLog) Warningf(f string, a ...any) { l.say(slog.LevelWarn, f, a) }
+func (l badgerLog) Infof(f string, a ...any)    { l.say(slog.LevelDebug, f, a) }
+func (l badgerLog) Debugf(f string, a ...any)   { l.say(slog.LevelDebug, f, a) }
 
-func text(f string, a []any) string { return strings.TrimSpace(fmt.Sprintf(f, a...)) }
+func (l badgerLog) say(level slog.Level, f string, a []any) {
+	if l.mute.Load() {
+		level = slog.LevelDebug
+	}
+	l.log.Log(context.Background(), level, "index: "+strings.TrimSpace(fmt.Sprintf(f, a...)))
+}

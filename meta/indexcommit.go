@@ -31,7 +31,8 @@ func (x *index) freeze() (state, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.frozen != nil {
-		return state{}, errors.New("a checkpoint is under way")
+		// Of one that failed, and the index is about to be made anew.
+		return state{}, &IndexError{errors.New("a checkpoint is under way")}
 	}
 	x.frozen, x.active = x.active, newDelta()
 	return x.state, nil

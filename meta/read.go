@@ -12,26 +12,56 @@ import (
 
 // Inode returns an object of the applied state; ErrNotExist if it has no name
 // there (any more).
-func (s *Slot) Inode(id op.ID) (*Inode, error) { return s.ix.inode(id) }
+func (s *Slot) Inode(id op.ID) (n *Inode, err error) {
+	err = s.healed(func() (err error) {
+		n, err = s.ix.inode(id)
+		if errors.Is(err, ErrNotExist) {
+			// Nobody asks for what he has not heard of.
+			if bad := s.ix.verifyIfDue(missMin, missShare); bad != nil {
+				return bad
+			}
+		}
+		return err
+	})
+	return n, err
+}
 
 // Children lists a directory of the applied state in order of name.
-func (s *Slot) Children(dir op.ID) ([]Child, error) {
-	n, err := s.ix.inode(dir)
+func (s *Slot) Children(dir op.ID) (list []Child, err error) {
+	n, err := s.Inode(dir)
 	if err != nil {
 		return nil, err
 	}
 	if !n.IsDir() {
 		return nil, fmt.Errorf("children of id %d: %w", dir, unix.ENOTDIR)
 	}
-	return s.ix.children(dir)
+	err = s.healed(func() (err error) {
+		list, err = s.ix.whole(dir)
+		return err
+	})
+	return list, err
 }
 
 // Unsealed lists the regular files of the applied state without a checksum,
 // ascending: control files that have changed since they were sealed.
-func (s *Slot) Unsealed() ([]op.ID, error) { return s.ix.unsealed() }
+func (s *Slot) Unsealed() (ids []op.ID, err error) {
+	err = s.healed(func() (err error) {
+		ids, err = s.ix.unsealed()
+		return err
+	})
+	return ids, err
+}
 
 // find returns an object that has a name, or is in trash.
-func (s *Slot) find(id op.ID) (*Inode, error) {
+func (s *Slot) find(id op.ID) (n *Inode, err error) {
+	err = s.healed(func() (err error) {
+		n, err = s.findNow(id)
+		return err
+	})
+	return n, err
+}
+
+func (s *Slot) findNow(id op.ID) (*Inode, error) {
 	n, err := s.ix.inode(id)
 	if !errors.Is(err, ErrNotExist) {
 		return n, err

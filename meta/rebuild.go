@@ -41,21 +41,27 @@ type rebuilder struct {
 	names  map[Name]op.ID   // what the log says last; 0: removed
 	time   int64            // of the last entry; 0 if the log is empty
 	latest uint64           // entry that the tree knows of
+
+	known func(mark) *op.Sum // the checksum that a mark is a part of, from elsewhere; nil: read the content
+	stop  func() error       // asked now and then whether to go on; may be nil
 }
 
-// rebuildIndex fills x, which is empty.
-func rebuildIndex(data string, x *index, log positionLog, last uint64, note func(kind string, id op.ID, path, text string)) error {
-	b := &rebuilder{
+func newRebuilder(data string, log positionLog, last uint64, note func(kind string, id op.ID, path, text string)) *rebuilder {
+	return &rebuilder{
 		data: data, log: log, last: last, note: note,
 		inodes: map[op.ID]*Inode{}, found: map[op.ID][]Name{}, names: map[Name]op.ID{},
 	}
+}
+
+// run fills x, which is empty.
+func (b *rebuilder) run(x *index) error {
 	if err := b.scanAll(); err != nil {
 		return fmt.Errorf("rebuild index: scan: %w", err)
 	}
-	if b.latest > last {
-		return &LogLostError{Have: last, Need: b.latest}
+	if b.latest > b.last {
+		return &LogLostError{Have: b.last, Need: b.latest}
 	}
-	if err := eachEntry(log, log.First(), last, b.overlay); err != nil {
+	if err := eachEntry(b.log, b.log.First(), b.last, b.overlay); err != nil {
 		return fmt.Errorf("rebuild index: %w", err)
 	}
 	if err := b.fill(x); err != nil {
@@ -105,6 +111,11 @@ func (b *rebuilder) scan(path string, dir op.ID) error {
 	}
 	if err != nil {
 		return err
+	}
+	if b.stop != nil {
+		if err := b.stop(); err != nil {
+			return err
+		}
 	}
 	for _, d := range list {
 		if dir == 0 && (strings.HasPrefix(d.Name(), syncPrefix) || strings.HasPrefix(d.Name(), newPrefix)) {
@@ -171,6 +182,11 @@ func (b *rebuilder) inode(path string, st *unix.Stat_t, m mark) (*Inode, error) 
 // sum is the checksum that a mark tells of: that of the content, if they agree,
 // else one that no content has, so that reading it means repairing it.
 func (b *rebuilder) sum(path string, m mark) (*op.Sum, error) {
+	if b.known != nil {
+		if sum := b.known(m); sum != nil {
+			return sum, nil
+		}
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err

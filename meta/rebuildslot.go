@@ -22,6 +22,9 @@ const fileRebuild = "rebuild.json"
 
 // openIndex opens the index, making it anew if it is damaged or marked so.
 func (s *Slot) openIndex() error {
+	if err := s.settleIndex(); err != nil {
+		return err
+	}
 	if _, err := os.Lstat(filepath.Join(s.dir, fileRebuild)); err == nil {
 		return s.rebuild(errors.New("a rebuild was asked for, or interrupted"))
 	} else if !errors.Is(err, fs.ErrNotExist) {
@@ -164,7 +167,7 @@ func (s *Slot) rebuild(cause error) error {
 		s.tree.x = s.ix
 	}
 	last := s.Log.Last().Seq
-	if err := rebuildIndex(s.dir, s.ix, s.Log, last, s.noteEvent); err != nil {
+	if err := newRebuilder(s.dir, s.Log, last, s.noteEvent).run(s.ix); err != nil {
 		return err
 	}
 	// The tree may be behind in all that the log has.
@@ -206,7 +209,7 @@ func (s *Slot) setIndexAside(cause error, again bool) error {
 	if _, err := setAside(s.dir, dirIndex, QuarantineRecord{Reason: "index: " + cause.Error()}); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return os.Mkdir(dir, 0o700)
+	return errors.Join(s.boundAside(), os.Mkdir(dir, 0o700))
 }
 
 // unusable reports whether err means that the index has to be made anew.

@@ -56,6 +56,7 @@ type Slot struct {
 	sealing sync.Mutex // one such verification at a time
 
 	applier applier
+	keeper  *keeper
 
 	mu       sync.Mutex // guards what follows
 	identity Identity
@@ -178,6 +179,7 @@ func Open(dir string, o Options) (*Slot, error) {
 		verified: newVerifiedCache(o.VerifiedCache),
 		pins:     make(map[*pin]struct{}),
 		suspects: make(map[op.ID]struct{}),
+		keeper:   newKeeper(),
 	}
 	s.Events = newEvents(s.log, o.OnEvent)
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
@@ -282,10 +284,14 @@ func emptyDir(path string) error {
 // Start begins to apply what the log commits, and to write checkpoints.
 func (s *Slot) Start() {
 	s.mu.Lock()
+	again := s.started
 	s.started = true
 	s.mu.Unlock()
 	if !s.Resyncing() {
 		s.startApplier()
+	}
+	if !again {
+		s.startKeeper()
 	}
 }
 
@@ -301,7 +307,9 @@ func (s *Slot) Close() error {
 		return nil
 	}
 	s.cancel(ErrClosed) // ends waiting for disk space, and repairs
+	s.admin.Lock()      // the keeper is not making another index
 	s.stopApplier()
+	s.admin.Unlock()
 	var err error
 	if s.Faulted() == nil && !s.applier.torn && !s.Resyncing() && s.space.forCheckpoint() {
 		err = s.checkpoint()

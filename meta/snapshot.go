@@ -139,7 +139,7 @@ func (n *Snapshot) Children(dir op.ID) ([]Child, error) {
 	if n.txn == nil {
 		return nil, ErrClosed
 	}
-	return view{n.txn}.children(dir)
+	return view{n.txn}.whole(dir)
 }
 
 // DirDigest is the digest of a directory and all that is below it. It looks at

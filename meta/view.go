@@ -23,13 +23,15 @@ func (v view) get(key []byte) (value []byte, err error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, &IndexError{err}
 	}
-	err = item.Value(func(b []byte) error { value = b; return nil })
+	if err := item.Value(func(b []byte) error { value = b; return nil }); err != nil {
+		return nil, &IndexError{err}
+	}
 	if value == nil {
 		value = []byte{}
 	}
-	return value, err
+	return value, nil
 }
 
 // state is what the transaction sees the index to be the index of.
@@ -74,6 +76,23 @@ func (v view) children(dir op.ID) (list []Child, err error) {
 		list = append(list, c)
 		return err
 	})
+	return list, err
+}
+
+// whole is children, and notices if badger left something out: its iterators
+// end in silence at a block that they cannot read.
+func (v view) whole(dir op.ID) ([]Child, error) {
+	list, err := v.children(dir)
+	if err != nil {
+		return nil, err
+	}
+	n, err := v.inode(dir)
+	if errors.Is(err, ErrNotExist) {
+		return list, nil // made since
+	}
+	if err == nil && n.IsDir() && n.Count != uint64(len(list)) {
+		err = &IndexError{fmt.Errorf("it lists %d of the %d entries of directory %d", len(list), n.Count, dir)}
+	}
 	return list, err
 }
 
@@ -123,8 +142,12 @@ func (v view) each(prefix []byte, values bool, f func(key, value []byte) error) 
 			}
 			continue
 		}
-		if err := item.Value(func(b []byte) error { return f(key, b) }); err != nil {
-			return err
+		var called error
+		if err := item.Value(func(b []byte) error { called = f(key, b); return nil }); err != nil {
+			return &IndexError{err}
+		}
+		if called != nil {
+			return called
 		}
 	}
 	return nil
