@@ -28,6 +28,7 @@ var errnos = []struct {
 	{oplog.ErrFaulted, syscall.EIO},
 	{meta.ErrFaulted, syscall.EIO},
 	{meta.ErrClosed, syscall.EIO},
+	{meta.ErrTreeLost, syscall.EIO},
 	{errUnmounting, syscall.EIO},
 	{context.Canceled, syscall.EIO},
 }

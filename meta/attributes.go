@@ -231,7 +231,7 @@ func readXattrs(path string) (map[string][]byte, error) {
 	}
 	var xattrs map[string][]byte
 	for _, name := range strings.Split(string(list), "\x00") {
-		if name == "" || name == markName || !shownXattr(name) {
+		if name == "" || !shownXattr(name) {
 			continue
 		}
 		v, err := getXattr(func(b []byte) (int, error) { return unix.Lgetxattr(path, name, b) })
@@ -253,6 +253,9 @@ func readXattrs(path string) (map[string][]byte, error) {
 // programs set (user.), ACLs and capabilities. A label of the system that
 // slotfs runs on (security.selinux) says nothing about the object.
 func shownXattr(name string) bool {
+	if name == markName || name == ownerName {
+		return false
+	}
 	return strings.HasPrefix(name, "user.") || strings.HasPrefix(name, "system.posix_acl_") ||
 		strings.HasPrefix(name, "trusted.") || name == "security.capability"
 }

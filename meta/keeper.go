@@ -57,6 +57,10 @@ func (s *Slot) startKeeper() {
 			if s.Resyncing() {
 				continue
 			}
+			if err := s.guard(); err != nil {
+				s.lose(err)
+				continue
+			}
 			swaps := s.ix.swaps.Load()
 			err := s.ix.there()
 			if err == nil {

@@ -217,6 +217,12 @@ type Options struct {
 	// serves nothing until then.
 	Resync bool
 
+	// Refill: there are other slots of the store. A slot that finds its tree lost,
+	// or its log damaged where it needs it, waits to be resynced from one of them,
+	// instead of failing to open; see Slot.Unfit.
+	Refill  bool
+	OnUnfit func(error) // told when that happens to a running slot; may be nil
+
 	alone bool                          // Recover: give up a resync, as nobody is there to go on with it
 	hold  func(step, path string) error // tests: asked before recovery changes anything on disk
 }

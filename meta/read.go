@@ -86,6 +86,9 @@ func (s *Slot) findNow(id op.ID) (*Inode, error) {
 // Files that were unlinked while open can be read, too.
 func (s *Slot) ReadAt(ctx context.Context, id op.ID, p []byte, off int64) (int, error) {
 	for try := 0; ; try++ {
+		if err := s.usable(); err != nil {
+			return 0, fmt.Errorf("read id %d: %w", id, err)
+		}
 		n, err := s.find(id)
 		if err != nil {
 			return 0, err

@@ -140,6 +140,9 @@ func (s *Slot) indexLost() (bool, error) {
 // rebuild sets the index aside and makes a new one. The applier is not
 // running. It can be interrupted, and then goes on at the next start.
 func (s *Slot) rebuild(cause error) error {
+	if err := s.emptyRebuild(); err != nil {
+		return err
+	}
 	marker := filepath.Join(s.dir, fileRebuild)
 	_, err := os.Lstat(marker)
 	again := err == nil

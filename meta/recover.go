@@ -31,6 +31,7 @@ type recovery struct {
 	store     func(StoreID) error // told of the store's id; may be nil
 	note      func(kind string, id op.ID, path, text string)
 	hold      func(step, path string) error
+	guard     func(indexView) error // asked before anything is changed; may be nil
 }
 
 // positionLog is what recovery needs of the log.
@@ -63,6 +64,11 @@ func (v *recovery) run() (*ReconcileReport, error) {
 	t, err := v.replay()
 	if err != nil {
 		return nil, err
+	}
+	if v.guard != nil && !t.dirs[op.Root] {
+		if err := v.guard(v.ix); err != nil {
+			return nil, err
+		}
 	}
 	return v.finish(t, false)
 }

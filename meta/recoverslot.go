@@ -23,6 +23,14 @@ func (s *Slot) recover() error {
 	r := s.resync
 	s.mu.Unlock()
 	switch {
+	case s.gone != nil && r == nil:
+		s.needsRefill(s.gone)
+		return nil
+	case s.gone != nil:
+		// It goes on, but nothing counts any more that is not verified.
+		s.unfit.Store(&unfitness{s.gone})
+		r.Phase, r.Distrust = phaseCollect, true
+		return nil
 	case r == nil && s.identity.Unlocked != nil:
 		s.setResync(&resyncing{file: filepath.Join(s.dir, fileResync), resyncMarker: resyncMarker{
 			Phase: phaseCollect, Common: math.MaxUint64, Started: time.Now(), Distrust: true,
@@ -45,6 +53,7 @@ func (s *Slot) recoverTo(committed uint64) error {
 	v := &recovery{
 		data: s.dir, ix: s.ix, log: s.Log, last: s.Log.Last().Seq, committed: committed,
 		note: s.noteEvent, hold: s.opt.hold, store: s.SetStore, ahead: s.CompleteFrom(),
+		guard: s.guardNames,
 	}
 	begun := time.Now()
 	report, err := v.run()

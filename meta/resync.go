@@ -61,6 +61,7 @@ type resyncing struct {
 	pending  []*Inode     // directories whose entries wait to be written
 	staged   []op.ID      // fetched, not durable so far
 	bytes    int64        // of staged
+	unsaved  bool         // see refill.go
 	cursor   op.ID        // where ResyncWanted goes on
 }
 
@@ -251,6 +252,11 @@ func (s *Slot) ResyncBegin(t ResyncTarget) error {
 			return err
 		}
 	}
+	if s.Unfit() != nil || r.unsaved {
+		if err := s.prepareRefill(r, min(r.Common, t.Common)); err != nil {
+			return err
+		}
+	}
 	if r.Store != t.Store && !r.Store.IsZero() {
 		return fmt.Errorf("resync of store %v cannot go on with store %v: %w", r.Store, t.Store, ErrOtherStore)
 	}
@@ -282,14 +288,20 @@ func (s *Slot) firstResync(t ResyncTarget) (*resyncing, error) {
 	s.mu.Lock()
 	r.Distrust = s.identity.Unlocked != nil
 	s.mu.Unlock()
-	after := max(t.Common, s.Log.First()-1)
-	if s.Log.Last().Seq > after {
-		n, err := s.Log.Rescue(after, filepath.Join(s.dir, dirRescue))
-		if err != nil {
-			return nil, fmt.Errorf("resync: %w", err)
-		}
-		s.finding(Event{Kind: EventRecovery, Text: fmt.Sprintf("resync: %d entries that the source may not have were copied to %s", n, dirRescue)},
-			ledger.Entry{Kind: ledger.Rescue, Outcome: ledger.Kept})
+	return r, s.rescueBeyond(t.Common)
+}
+
+// rescueBeyond keeps the log's entries that the source may not have.
+func (s *Slot) rescueBeyond(common uint64) error {
+	after := max(common, s.Log.First()-1)
+	if s.Log.Last().Seq <= after {
+		return nil
 	}
-	return r, nil
+	n, err := s.Log.Rescue(after, filepath.Join(s.dir, dirRescue))
+	if err != nil {
+		return fmt.Errorf("resync: %w", err)
+	}
+	s.finding(Event{Kind: EventRecovery, Text: fmt.Sprintf("resync: %d entries that the source may not have were copied to %s", n, dirRescue)},
+		ledger.Entry{Kind: ledger.Rescue, Outcome: ledger.Kept})
+	return nil
 }

@@ -231,7 +231,7 @@ func (s *Slot) finishResync(r *resyncing) error {
 	if err := s.changeWanted(gone, func(w *badger.WriteBatch, key []byte) error { return w.Delete(key) }); err != nil {
 		return err
 	}
-	if err := s.resynced(r); err != nil {
+	if err := errors.Join(claimTree(s.dir, s.ID), s.resynced(r)); err != nil {
 		return err
 	}
 	if err := os.Remove(r.file); err != nil {
@@ -241,6 +241,7 @@ func (s *Slot) finishResync(r *resyncing) error {
 		return err
 	}
 	s.setResync(nil)
+	s.unfit.Store(nil)
 	s.verified.forget()
 	if s.trash != nil {
 		if err := s.trash.rescan(); err != nil {

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -57,6 +58,9 @@ type Slot struct {
 
 	applier applier
 	keeper  *keeper
+
+	unfit atomic.Pointer[unfitness] // why the slot waits to be refilled
+	gone  error                     // of Open alone: what it found lost
 
 	mu       sync.Mutex // guards what follows
 	identity Identity
@@ -107,6 +111,9 @@ func Create(dir string, id Identity) (op.SlotID, error) {
 		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
 			return op.SlotID{}, fmt.Errorf("make data directory: %w", err)
 		}
+	}
+	if err := claimTree(dir, id.Slot); err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EPERM) {
+		return op.SlotID{}, err // whoever opens it on such a file system is told why not
 	}
 	// Last: without it the directory is not a slot's, and may be removed.
 	if err := writeRecord(filepath.Join(dir, fileIdentity), id); err != nil {
@@ -212,21 +219,10 @@ func (s *Slot) open() (err error) {
 	if s.space, err = openSpace(s.dir, s.opt.Reserve, s.Events); err != nil {
 		return err
 	}
-	lo := s.opt.Log
-	lo.Logger, lo.Reserve = s.log, s.Space
-	lo.OnFault = func(err error) { s.Fault(fmt.Errorf("log: %w", err)) }
-	lo.PastDamage = s.pastDamage
-	if s.Log, err = oplog.Open(filepath.Join(s.dir, dirLog), lo); err != nil {
-		return fmt.Errorf("open log: %w", err)
-	}
-	if err := s.openIndex(); err != nil {
+	if err := s.openLog(); err != nil {
 		return err
 	}
-	if s.tree, err = openTree(s.dir, s.ix, s.finding); err != nil {
-		return err
-	}
-	s.tree.wait, s.tree.over, s.tree.ctx = s.space.wait, s.space.over, s.ctx
-	if err := s.recover(); err != nil {
+	if err := s.openWhole(); err != nil {
 		return err
 	}
 	if err := s.tree.clearRepairs(); err != nil {
@@ -236,8 +232,48 @@ func (s *Slot) open() (err error) {
 		return err
 	}
 	st := s.ix.current()
-	s.Log.SetApplied(st.Pos.Seq)
+	s.Log.SetApplied(min(st.Pos.Seq, s.Log.Last().Seq))
 	s.Log.NotBefore(st.Time) // the log may be empty, after a resync
+	return nil
+}
+
+// openWhole opens index and tree, and brings them and the log to one state; or
+// makes the slot wait for being refilled.
+func (s *Slot) openWhole() (err error) {
+	// Before anything looks at names: a tree that is not ours is no evidence.
+	if s.gone == nil {
+		if s.gone, err = s.judgeTree(s.guardRoot()); err != nil {
+			return err
+		}
+	}
+	if s.gone == nil {
+		var gone *LogLostError
+		err = s.openIndex()
+		if errors.Is(err, ErrTreeLost) || errors.As(err, &gone) {
+			if s.gone, err = s.judgeLoss(err); err != nil {
+				return err
+			}
+		}
+	}
+	if s.gone != nil {
+		err = s.openIndexAnyway()
+	}
+	if err != nil {
+		return err
+	}
+	if s.tree, err = openTree(s.dir, s.ix, s.finding); err != nil {
+		return err
+	}
+	s.tree.wait, s.tree.over, s.tree.ctx = s.space.wait, s.space.over, s.ctx
+	if err = s.recover(); err != nil {
+		if s.gone, err = s.judgeLoss(err); err != nil {
+			return err
+		}
+		s.needsRefill(s.gone)
+	}
+	if s.gone == nil && s.Log.Last().Seq > 0 {
+		return claimTree(s.dir, s.ID) // made before trees had owners
+	}
 	return nil
 }
 
