@@ -202,7 +202,8 @@ func (s *Slot) open() (err error) {
 	if s.lock, err = lockData(s.dir); err != nil {
 		return err
 	}
-	for _, name := range []string{dirIndex, dirTrash, dirStage, dirQuarantine, dirRescue, dirVolatile} {
+	// A tree that is missing is noticed when it is found empty.
+	for _, name := range []string{dirTree, dirIndex, dirTrash, dirStage, dirQuarantine, dirRescue, dirVolatile} {
 		if err := os.MkdirAll(filepath.Join(s.dir, name), 0o700); err != nil {
 			return fmt.Errorf("complete data directory: %w", err)
 		}
