@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"slotfs/meta/ledger"
 )
 
 // keeper is the goroutine that looks after what nobody reads at the moment: it
@@ -154,7 +156,7 @@ func (s *Slot) heal(h healing) error {
 	if s.Resyncing() || s.ctx.Err() != nil {
 		return h.cause
 	}
-	s.Events.Add(Event{Kind: EventIndex, Text: fmt.Sprintf("the index is damaged and is made anew: %v", h.cause)})
+	s.finding(Event{Kind: EventIndex, Text: fmt.Sprintf("the index is damaged and is made anew: %v", h.cause)}, ledger.Entry{Outcome: ledger.Noted})
 	var err error
 	if h.swaps >= healsMax {
 		err = errors.New("it was damaged again and again")

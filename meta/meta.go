@@ -222,6 +222,9 @@ type Options struct {
 	// instead of failing to open; see Slot.Unfit.
 	Refill  bool
 	OnUnfit func(error) // told when that happens to a running slot; may be nil
+	// Alone: this slot is the whole in-sync set, as far as it knows. Others may lack
+	// what it has acknowledged, so a damaged log is left for the operator to judge.
+	Alone bool
 
 	alone bool                          // Recover: give up a resync, as nobody is there to go on with it
 	hold  func(step, path string) error // tests: asked before recovery changes anything on disk

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"slotfs/meta/ledger"
 	"slotfs/meta/op"
 )
 
@@ -66,8 +67,8 @@ func (s *Slot) rebuildOnline(cause error) error {
 		return err
 	}
 	st := s.ix.current()
-	s.Events.Add(Event{Kind: EventIndex, Text: fmt.Sprintf("index made anew in %v: %d objects, %d messages; %s",
-		time.Since(begun).Round(time.Millisecond), st.Objects, st.Messages, report.summary())})
+	s.finding(Event{Kind: EventIndex, Text: fmt.Sprintf("index made anew in %v: %d objects, %d messages; %s",
+		time.Since(begun).Round(time.Millisecond), st.Objects, st.Messages, report.summary())}, ledger.Entry{Outcome: ledger.Repaired, Source: "tree and log"})
 	if s.Faulted() == nil {
 		s.startApplier()
 	}

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"slotfs/meta/ledger"
 	"slotfs/meta/oplog"
 )
 
@@ -44,7 +45,7 @@ func (s *Slot) needsRefill(cause error) {
 		r.Local = s.ix.current().Messages
 	}
 	s.setResync(r)
-	s.Events.Add(Event{Kind: EventLost, Text: fmt.Sprintf("%v: the slot serves nothing until another one has refilled it", cause)})
+	s.finding(Event{Kind: EventLost, Text: fmt.Sprintf("%v: the slot serves nothing until another one has refilled it", cause)}, ledger.Entry{Outcome: ledger.Noted})
 }
 
 // lose is what the keeper does when it has found that the tree is lost.
@@ -145,7 +146,7 @@ func (s *Slot) openLog() error {
 		return nil
 	}
 	var damage *oplog.DamageError
-	if !errors.As(err, &damage) || !s.mayRefill() {
+	if !errors.As(err, &damage) || !s.mayRefill() || s.opt.Alone {
 		return fmt.Errorf("open log: %w", err)
 	}
 	cause := err
@@ -181,7 +182,7 @@ func (s *Slot) setLogAside(cause error) error {
 			return err
 		}
 	}
-	s.Events.Add(Event{Kind: EventLost, Path: kept, Text: fmt.Sprintf("%v; the log is kept as %s", cause, kept)})
+	s.finding(Event{Kind: EventLost, Path: kept, Text: fmt.Sprintf("%v; the log is kept as %s", cause, kept)}, ledger.Entry{Kind: ledger.Log, Outcome: ledger.Kept})
 	return errors.Join(syncDir(dir), syncDir(s.dir))
 }
 
@@ -223,7 +224,7 @@ func (s *Slot) judgeLoss(err error) (lost, failed error) {
 	if !errors.As(err, &gone) {
 		return s.judgeTree(err)
 	}
-	if s.mayRefill() {
+	if s.mayRefill() && !s.opt.Alone {
 		return err, nil
 	}
 	return nil, err

@@ -324,6 +324,7 @@ func (r *Member) view() view {
 	if err := r.faulted(); err != nil {
 		v.faulted = err.Error()
 	}
+	v.bereft = r.bereft()
 	return v
 }
 

@@ -72,6 +72,14 @@ func readNotes(dir string) (notes, error) {
 	return n, nil
 }
 
+// Alone reports whether the slot with this data directory was the whole in-sync
+// set when it ran last.
+func Alone(dir string, slot op.SlotID) (bool, error) {
+	n, err := readNotes(dir)
+	members := n.Epochs.last().Members
+	return len(members) == 1 && members[0] == slot, err
+}
+
 // write makes the notes durable.
 func (n notes) write(dir string) error {
 	b, err := json.MarshalIndent(n, "", "\t")

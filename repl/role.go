@@ -48,6 +48,7 @@ type machine struct {
 	ending   bool   // the process ends: take no role any more
 	// owesRequire: the log is to be told anew for whom commits wait, afterwards.
 	owesRequire bool
+	refilling   bool // it has left everything, to be refilled
 
 	fx []effect
 }
@@ -69,6 +70,7 @@ type view struct {
 	resync    bool // a resync is unfinished, or its control files are ahead of the log
 	drained   bool // it is not to become primary by itself
 	faulted   string
+	bereft    string    // why it has to be refilled before it is of any use
 	heard     time.Time // when a primary was last heard; by the wall clock, for people
 	heardFrom string
 	heardAt   time.Time // the same since the start, monotonic; zero: not since
@@ -265,6 +267,11 @@ func (m *machine) think() {
 	if m.v.faulted != "" {
 		m.stopForFault()
 		return
+	}
+	if m.v.bereft != "" {
+		m.stopForRefill()
+	} else {
+		m.refilling = false
 	}
 	if m.leading {
 		m.lead()

@@ -72,7 +72,9 @@ func (m *machine) follow() {
 	if !m.v.hasStore {
 		m.doing = "waiting for the primary to fill this slot, or for \"slotfs promote\" to create the store"
 	}
-	if m.reg == nil {
+	if m.v.bereft != "" {
+		m.doing = m.v.bereft + "; waiting for another slot to refill this one"
+	} else if m.reg == nil {
 		m.resume()
 	}
 }

@@ -160,12 +160,16 @@ func (n *Node) openSlots(ctx context.Context) error {
 		}
 		s := &Slot{Conf: n.Config.Slots[i], node: n, log: n.Log.With("store", n.Config.Slots[i].Store)}
 		start := time.Now()
-		var err error
+		alone, err := aloneIn(s.Conf.Data)
+		if err != nil {
+			return dataError(n.Config, i, err)
+		}
 		s.Meta, err = meta.Open(s.Conf.Data, meta.Options{
 			Store: s.Conf.Store, Layout: s.Conf.Layout,
 			Reserve: reserve(s.Conf), LogMax: s.Conf.LogMax,
 			Logger: n.Log, Fetch: s.fetch,
 			OnFault: func(error) { n.publishSoon() },
+			Refill:  true, Alone: alone, OnUnfit: s.onUnfit,
 		})
 		if err != nil {
 			return dataError(n.Config, i, err)
@@ -175,6 +179,16 @@ func (n *Node) openSlots(ctx context.Context) error {
 		s.log.Info("slot open", "slot", s.Meta.ID.String(), "pos", s.Meta.Log.Last().String(), "after", time.Since(start).Round(time.Millisecond).String())
 	}
 	return nil
+}
+
+// aloneIn is whether the slot in a data directory was the whole in-sync set; a
+// directory that is no slot's is judged by who opens it.
+func aloneIn(data string) (bool, error) {
+	id, err := meta.ReadIdentity(data)
+	if err != nil {
+		return false, nil
+	}
+	return repl.Alone(data, id.Slot)
 }
 
 // prepareMounts removes what a killed process left mounted, and protects the

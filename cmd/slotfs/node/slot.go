@@ -197,6 +197,14 @@ func (s *Slot) Unmount(ctx context.Context, reason string) error {
 	return nil
 }
 
+// onUnfit is told when the slot has lost what it cannot do without.
+func (s *Slot) onUnfit(error) {
+	s.node.publishSoon()
+	if m := s.Member; m != nil {
+		m.Look()
+	}
+}
+
 // fetch is meta's read repair: it asks the other slots for good content.
 func (s *Slot) fetch(ctx context.Context, id op.ID, want op.Sum) (meta.Copy, error) {
 	m := s.Member
