@@ -1,0 +1,156 @@
+package integration_test
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"slotfs/integration/cluster"
+)
+
+// letters are messages that a test can tell apart.
+func letters(what string, n int) map[string][]byte {
+	m := map[string][]byte{}
+	for i := range n {
+		m[fmt.Sprint(what, i)] = fmt.Appendf(nil, "Message-ID: <%s%d@example.org>\n\n%s\n", what, i, strings.Repeat(what, i))
+	}
+	return m
+}
+
+// readAll compares messages on a mount.
+func readAll(t *testing.T, mount, user string, want map[string][]byte) {
+	t.Helper()
+	for name, data := range want {
+		got, err := os.ReadFile(filepath.Join(mount, user, "cur", name+":2,"))
+		if err != nil || !bytes.Equal(got, data) {
+			t.Errorf("%s: %d bytes, %v; want %d", name, len(got), err, len(data))
+		}
+	}
+}
+
+// empty removes everything below a directory, behind slotfs's back.
+func empty(t *testing.T, dir string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	must(t, err)
+	if len(entries) == 0 {
+		t.Fatalf("%s is empty already", dir)
+	}
+	for _, e := range entries {
+		must(t, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+}
+
+// waitText waits until a slot says of itself something that contains text.
+func (f *fixture) waitText(n *cluster.Node, text string) {
+	f.t.Helper()
+	must(f.t, f.Wait(fmt.Sprintf("%s says %q", n.Name, text), func() error {
+		out, err := n.Run("status", "--json")
+		if err == nil && !strings.Contains(out, text) {
+			err = fmt.Errorf("status of %s says nothing of %q", n.Name, text)
+		}
+		return err
+	}))
+}
+
+// TestReplicaLosesTree: a replica whose tree is emptied, while it runs or
+// before it starts, takes that for what it is: it stops acknowledging and is
+// filled again (so soon, here, that the primary need not drop it), and the
+// primary serves on.
+func TestReplicaLosesTree(t *testing.T) {
+	f := newCluster(t, 2, cluster.Options{})
+	f.expect(provoked...)
+	f.expect("the tree is lost")
+	must(t, f.StartPair())
+	n1, n2 := f.Nodes[0], f.Nodes[1]
+	must(t, deliver(n1.Mount, "ann", letters("a", 50)))
+	f.equal()
+	empty(t, n2.Tree())
+	f.waitText(n2, "resynced to")
+	must(t, deliver(n1.Mount, "ann", letters("b", 5)))
+	must(t, f.WaitInSync())
+	f.equal()
+
+	must(t, n2.Stop())
+	empty(t, n2.Tree())
+	must(t, deliver(n1.Mount, "ann", letters("c", 5)))
+	must(t, n2.Start())
+	must(t, f.WaitInSync())
+	f.equal()
+	for _, x := range []string{"a", "b", "c"} {
+		readAll(t, n1.Mount, "ann", letters(x, 5))
+	}
+	out, err := n2.Run("ledger", f.Store)
+	if err != nil || !strings.Contains(out, "the tree is lost") {
+		t.Errorf("ledger: %q, %v", out, err)
+	}
+}
+
+// TestPrimaryLosesTree: a primary whose tree is emptied serves nothing any more;
+// no mail counts as removed, the other slot has it all, and refills it.
+func TestPrimaryLosesTree(t *testing.T) {
+	f := newCluster(t, 2, cluster.Options{})
+	f.expect(provoked...)
+	f.expect("the tree is lost", "missing", "damaged content")
+	must(t, f.StartPair())
+	n1, n2 := f.Nodes[0], f.Nodes[1]
+	all := letters("a", 50)
+	must(t, deliver(n1.Mount, "ann", all))
+	f.equal()
+	empty(t, n1.Tree())
+	must(t, f.Wait("the mount to end", func() error {
+		s, err := n1.Slot()
+		if err == nil && s.Mounted {
+			err = fmt.Errorf("%s is still mounted", n1.Mount)
+		}
+		return err
+	}))
+	f.waitText(n1, "waiting for another slot to refill this one")
+	// It does not come back by itself, and cannot be made to.
+	time.Sleep(2 * time.Second)
+	if err := n1.Promote(); err == nil {
+		t.Error("promoted without its tree")
+	}
+	must(t, n2.Promote())
+	must(t, n2.WaitMounted())
+	readAll(t, n2.Mount, "ann", all)
+	must(t, deliver(n2.Mount, "ann", letters("b", 5)))
+	must(t, f.WaitInSync())
+	f.equal()
+	must(t, n2.Demote())
+	must(t, n1.Promote())
+	must(t, n1.WaitMounted())
+	readAll(t, n1.Mount, "ann", all)
+}
+
+// TestIndexLost: an index that is removed under a running primary is made anew
+// while it serves on.
+func TestIndexLost(t *testing.T) {
+	f := newCluster(t, 2, cluster.Options{})
+	f.expect(provoked...)
+	f.expect("index")
+	must(t, f.StartPair())
+	n1, n2 := f.Nodes[0], f.Nodes[1]
+	all := letters("a", 50)
+	must(t, deliver(n1.Mount, "ann", all))
+	stop := f.background(1)
+	for _, n := range []*cluster.Node{n1, n2} {
+		must(t, os.RemoveAll(filepath.Join(n.Data, "index")))
+		f.waitText(n, "index made anew")
+	}
+	if steps := stop(); steps == 0 {
+		t.Error("nothing was done meanwhile")
+	}
+	readAll(t, n1.Mount, "ann", all)
+	f.equal()
+	must(t, f.Stop())
+	must(t, f.Start())
+	must(t, n1.WaitMounted())
+	must(t, f.WaitInSync())
+	readAll(t, n1.Mount, "ann", all)
+	f.equal()
+}
