@@ -1,6 +1,7 @@
 // Package cluster runs nodes of slotfs for tests and for the demonstration:
-// the built binary, as separate processes on loopback, with ports, directories
-// and keys of their own, all inside a scratch directory.
+// the built binary, as separate processes on loopback or each on a host of a
+// network of their own, with directories and keys of their own, all inside a
+// scratch directory.
 //
 // It knows slotfs only from outside: what the command line prints, what the
 // processes log, and what is mounted.
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"slotfs/integration/netns"
 	"slotfs/integration/scratch"
 )
 
@@ -28,6 +30,8 @@ type Options struct {
 	// Data says where node i (from 0) has its data directory; it must not
 	// exist yet, its parent must. Default: beside the node's config.
 	Data func(i int) string
+	// Net gives each node a host of its own in it. Default: all on loopback.
+	Net *netns.Net
 	// Timeout is how long a node may take for anything that is waited for.
 	Timeout time.Duration // a minute
 }
@@ -114,11 +118,9 @@ func (c *Cluster) Add(name string) (*Node, error) {
 	n.Mount = filepath.Join(n.Dir, "mount")
 	n.socket = filepath.Join(n.Dir, "s")
 	n.log = filepath.Join(n.Dir, "log")
-	ports, err := freePorts(2)
-	if err != nil {
+	if err := n.settle(); err != nil {
 		return nil, err
 	}
-	n.Gossip, n.Repl = ports[0], ports[1]
 	if err := n.init(); err != nil {
 		return nil, err
 	}
@@ -132,6 +134,24 @@ func (c *Cluster) Add(name string) (*Node, error) {
 	}
 	c.Nodes = append(c.Nodes, n)
 	return n, nil
+}
+
+// settle finds the node's addresses.
+func (n *Node) settle() error {
+	if net := n.cluster.options.Net; net != nil {
+		host, err := net.Add(n.Name)
+		if err != nil {
+			return err
+		}
+		n.Host, n.Gossip, n.Repl = host, host.Addr(7946), host.Addr(7947)
+		return nil
+	}
+	ports, err := freePorts(2)
+	if err != nil {
+		return err
+	}
+	n.Gossip, n.Repl = ports[0], ports[1]
+	return nil
 }
 
 // init has slotfs make keys and config, then adds what the options say.

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"slotfs/integration/netns"
 	"slotfs/integration/scratch"
 )
 
@@ -26,6 +27,7 @@ type Node struct {
 	Config, Data, Mount string
 	Gossip, Repl        string // addresses
 	Env                 []string
+	Host                *netns.Host // nil: it is on loopback
 
 	cluster     *Cluster
 	socket, log string
@@ -120,7 +122,7 @@ func (n *Node) Start() error {
 	if err != nil {
 		return err
 	}
-	if err := n.cluster.Scratch.Start(n.cmd); err != nil {
+	if err := n.onHost(func() error { return n.cluster.Scratch.Start(n.cmd) }); err != nil {
 		notify.Close()
 		return err
 	}
@@ -146,6 +148,14 @@ func (n *Node) Start() error {
 		err = fmt.Errorf("%s is not ready after %v", n.Name, n.cluster.timeout)
 	}
 	return err
+}
+
+// onHost runs f where the node's network is.
+func (n *Node) onHost(f func() error) error {
+	if n.Host == nil {
+		return f()
+	}
+	return n.Host.Do(f)
 }
 
 // watch plays systemd: it reads what the process says of itself for as long
