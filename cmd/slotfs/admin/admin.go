@@ -63,13 +63,14 @@ type SlotStatus struct {
 	Repl     repl.State    `json:"replication"`
 	Findings []meta.Event  `json:"findings,omitempty"` // the latest, oldest first
 	Hook     *HookOutcome  `json:"hook,omitempty"`     // the last one that ran
+	Hooks    []HookOutcome `json:"hooks,omitempty"`    // the last run of each
 	Mail     *MountTraffic `json:"traffic,omitempty"`
 	Error    string        `json:"error,omitempty"`
 }
 
 // HookOutcome says how a hook ended.
 type HookOutcome struct {
-	Hook     string    `json:"hook"` // on_promote or on_demote
+	Hook     string    `json:"hook"` // on_promote, on_demote or on_degraded
 	Epoch    uint64    `json:"epoch"`
 	Ended    time.Time `json:"ended,omitzero"` // zero: it still runs
 	Duration string    `json:"duration,omitempty"`

@@ -85,6 +85,7 @@ func (b *builder) slot(i int, f *fileSlot) Slot {
 		ProtectMountPoint: f.ProtectMountPoint == nil || *f.ProtectMountPoint,
 		OnPromote:         b.command(key+".on_promote", f.OnPromote),
 		OnDemote:          b.command(key+".on_demote", f.OnDemote),
+		OnDegraded:        b.command(key+".on_degraded", f.OnDegraded),
 		HookTimeout:       b.duration(key+".hook_timeout", def(f.HookTimeout, "30s"), time.Second, time.Hour),
 	}
 	return s

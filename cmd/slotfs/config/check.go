@@ -104,6 +104,7 @@ func (k *checker) slots() {
 		k.mount(key+".mount", s)
 		k.hook(key+".on_promote", s.OnPromote)
 		k.hook(key+".on_demote", s.OnDemote)
+		k.hook(key+".on_degraded", s.OnDegraded)
 	}
 }
 

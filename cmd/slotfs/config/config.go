@@ -89,6 +89,7 @@ type Slot struct {
 	ProtectMountPoint bool
 	OnPromote         []string // argv; empty: none
 	OnDemote          []string
+	OnDegraded        []string
 	HookTimeout       time.Duration
 }
 

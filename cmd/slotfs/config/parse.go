@@ -59,6 +59,7 @@ type fileSlot struct {
 	ProtectMountPoint *bool    `toml:"protect_mount_point"`
 	OnPromote         []string `toml:"on_promote"`
 	OnDemote          []string `toml:"on_demote"`
+	OnDegraded        []string `toml:"on_degraded"`
 	HookTimeout       string   `toml:"hook_timeout"`
 }
 

@@ -24,8 +24,10 @@
 // on_promote runs after the mount is there, and does not hold up replication: a
 // mail server that starts may well wait for a barrier. on_demote runs before
 // changes are refused, so that the server can end in good order, and is waited
-// for. Hooks of one store never run at the same time; on_demote ends an
-// on_promote that still runs. A failed hook is reported, and changes no role.
+// for. on_degraded runs on a primary that is left alone in its in-sync set, and
+// when it is alone no more; after on_promote, never instead of it. Hooks of one
+// store never run at the same time; on_demote ends one that still runs for the
+// primary. A failed hook is reported, and changes no role.
 //
 // # Locks
 //

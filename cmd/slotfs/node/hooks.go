@@ -17,7 +17,7 @@ import (
 
 // hookRun is one run of a hook.
 type hookRun struct {
-	name  string // on_promote or on_demote
+	name  string // on_promote, on_demote or on_degraded
 	argv  []string
 	epoch uint64
 	env   []string
@@ -35,7 +35,7 @@ func (s *Slot) runHook(ctx context.Context, h hookRun) error {
 	defer cancel()
 
 	cmd := exec.CommandContext(ctx, h.argv[0], h.argv[1:]...)
-	cmd.Env = append(os.Environ(), h.env...)
+	cmd.Env = append(append(os.Environ(), h.env...), "SLOTFS_HOOK="+h.name)
 	cmd.Dir = "/"
 	// A group of its own, so that what it started ends with it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -83,6 +83,7 @@ var (
 func (s *Slot) hookEnv(epoch uint64, role, reason string) []string {
 	return []string{
 		"SLOTFS_STORE=" + s.Conf.Store,
+		"SLOTFS_DATA=" + s.Conf.Data,
 		"SLOTFS_NODE=" + s.node.Config.Node,
 		"SLOTFS_EPOCH=" + strconv.FormatUint(epoch, 10),
 		"SLOTFS_MOUNT=" + s.Conf.Mount,
@@ -95,4 +96,19 @@ func (s *Slot) setHook(o *admin.HookOutcome) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lastHook = o
+	if s.lastHooks == nil {
+		s.lastHooks = map[string]*admin.HookOutcome{}
+	}
+	s.lastHooks[o.Hook] = o
+}
+
+// outcomes are how the hooks last ended, each of them. The caller holds s.mu.
+func (s *Slot) outcomes() []admin.HookOutcome {
+	var list []admin.HookOutcome
+	for _, name := range []string{"on_promote", "on_demote", "on_degraded"} {
+		if o := s.lastHooks[name]; o != nil {
+			list = append(list, *o)
+		}
+	}
+	return list
 }

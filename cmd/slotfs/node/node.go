@@ -158,7 +158,7 @@ func (n *Node) openSlots(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		s := &Slot{Conf: n.Config.Slots[i], node: n, log: n.Log.With("store", n.Config.Slots[i].Store)}
+		s := &Slot{Conf: n.Config.Slots[i], node: n, log: n.Log.With("store", n.Config.Slots[i].Store), recheck: make(chan struct{}, 1)}
 		start := time.Now()
 		alone, err := aloneIn(s.Conf.Data)
 		if err != nil {
@@ -324,6 +324,11 @@ func (n *Node) Run(ctx context.Context, reload <-chan struct{}) error {
 		}
 	})
 	wg.Go(func() { n.publishLoop(stopped) })
+	for _, s := range n.Slots {
+		if len(s.Conf.OnDegraded) > 0 {
+			wg.Go(func() { s.watchDegraded(stopped) })
+		}
+	}
 	n.serveHTTP(&wg)
 	var members sync.WaitGroup
 	for _, s := range n.Slots {

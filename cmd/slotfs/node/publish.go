@@ -169,8 +169,10 @@ func (s *Slot) gossip() gossip.Slot {
 	defer s.mu.Unlock()
 	g.Mounted = s.fs != nil
 	g.Error = firstOf(cut(s.mountError), g.Error)
-	if h := s.lastHook; h != nil && h.Error != "" {
-		g.Error = firstOf(g.Error, cut(h.Hook+": "+h.Error))
+	for _, h := range s.outcomes() {
+		if h.Error != "" {
+			g.Error = firstOf(g.Error, cut(h.Hook+": "+h.Error))
+		}
 	}
 	return g
 }

@@ -37,10 +37,15 @@ type Slot struct {
 	fs         *fs.FS             // nil: not mounted
 	epoch      uint64             // from Mount to Unmount: in which it is primary; else 0
 	unmounted  chan struct{}      // closed when that ends
-	stopHook   context.CancelFunc // ends a running on_promote; may be nil
+	role       context.Context    // from Mount to Unmount: ends hooks that run as its primary; else nil
+	endRole    context.CancelFunc // of role
+	served     bool               // on_promote of this role has ended, or there is none
 	lastHook   *admin.HookOutcome
+	lastHooks  map[string]*admin.HookOutcome // by hook
 	mountError string
 	hooks      sync.WaitGroup // on_promote runs
+
+	recheck chan struct{} // wakes watchDegraded
 }
 
 // Mount implements repl.Hooks: it mounts the store and starts on_promote.
@@ -50,11 +55,16 @@ func (s *Slot) Mount(_ context.Context, epoch uint64) error {
 	if err := s.mount(epoch); err != nil {
 		return err
 	}
+	role, cancel := context.WithCancelCause(context.Background())
 	s.mu.Lock()
 	s.epoch, s.unmounted = epoch, make(chan struct{})
+	s.role, s.served = role, false
+	s.endRole = func() { cancel(errHookSuperseded) }
 	s.mu.Unlock()
 	if len(s.Conf.OnPromote) > 0 {
-		s.startOnPromote(epoch)
+		s.startOnPromote(role, epoch)
+	} else {
+		s.serves(role)
 	}
 	return nil
 }
@@ -136,27 +146,23 @@ func (s *Slot) remount(epoch uint64) error {
 	return err
 }
 
-func (s *Slot) startOnPromote(epoch uint64) {
-	ctx, cancel := context.WithCancelCause(context.Background())
-	s.mu.Lock()
-	s.stopHook = func() { cancel(errHookSuperseded) }
-	s.mu.Unlock()
+func (s *Slot) startOnPromote(role context.Context, epoch uint64) {
 	s.hooks.Go(func() {
 		s.hook.Lock()
 		defer s.hook.Unlock()
-		defer cancel(nil)
-		if ctx.Err() != nil {
+		if role.Err() != nil {
 			return
 		}
-		s.runHook(ctx, hookRun{"on_promote", s.Conf.OnPromote, epoch, s.hookEnv(epoch, "primary", "promoted")})
+		s.runHook(role, hookRun{"on_promote", s.Conf.OnPromote, epoch, s.hookEnv(epoch, "primary", "promoted")})
+		s.serves(role)
 	})
 }
 
 // Unmount implements repl.Hooks: on_demote, refuse changes, unmount.
 func (s *Slot) Unmount(ctx context.Context, reason string) error {
 	s.mu.Lock()
-	stop := s.stopHook
-	s.stopHook = nil
+	stop := s.endRole
+	s.role, s.endRole, s.served = nil, nil, false
 	s.mu.Unlock()
 	if stop != nil {
 		stop()
@@ -229,7 +235,7 @@ func (s *Slot) status() admin.SlotStatus {
 	out := admin.SlotStatus{
 		Store: s.Conf.Store, Mount: s.Conf.Mount, Mounted: s.fs != nil, Data: s.Conf.Data,
 		Messages: held.Messages, Bytes: held.Bytes, Digest: held.Digest, DigestAt: held.Pos.Seq,
-		Repl: st, Findings: events, Hook: s.lastHook, Error: s.mountError,
+		Repl: st, Findings: events, Hook: s.lastHook, Hooks: s.outcomes(), Error: s.mountError,
 	}
 	if s.fs != nil {
 		out.Mail = &admin.MountTraffic{Requests: s.fs.Stats()}
