@@ -13,7 +13,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"slotfs/integration/netns"
@@ -32,6 +34,9 @@ type Options struct {
 	Data func(i int) string
 	// Net gives each node a host of its own in it. Default: all on loopback.
 	Net *netns.Net
+	// Witness adds a node without slots, and a register whose members are it
+	// and the first two nodes. Default: no register.
+	Witness bool
 	// Timeout is how long a node may take for anything that is waited for.
 	Timeout time.Duration // a minute
 }
@@ -40,9 +45,11 @@ type Options struct {
 type Cluster struct {
 	Store   string
 	Nodes   []*Node
+	Witness *Node // nil: there is none
 	Scratch *scratch.Dir
 
 	bin     string
+	members []*Node // of the register
 	timeout time.Duration
 	options Options
 }
@@ -88,21 +95,66 @@ func New(d *scratch.Dir, nodes int, o Options) (*Cluster, error) {
 		o.Timeout = time.Minute
 	}
 	c := &Cluster{Store: o.Store, Scratch: d, bin: o.Binary, timeout: o.Timeout, options: o}
-	for range nodes {
-		name := fmt.Sprintf("n%d", len(c.Nodes)+1)
-		if len(c.Nodes) < len(o.Names) {
-			name = o.Names[len(c.Nodes)]
+	var first []*Node
+	for i := range nodes {
+		name := fmt.Sprintf("n%d", i+1)
+		if i < len(o.Names) {
+			name = o.Names[i]
 		}
-		if _, err := c.Add(name); err != nil {
+		n, err := c.node(name, i)
+		if err != nil {
 			return nil, err
 		}
+		first = append(first, n)
+	}
+	if o.Witness {
+		w, err := c.node("w", nodes)
+		if err != nil {
+			return nil, err
+		}
+		w.witness = true
+		c.Witness, c.members = w, append(append([]*Node{}, first[:min(2, nodes)]...), w)
+	}
+	for _, n := range first {
+		if err := c.join(n); err != nil {
+			return nil, err
+		}
+	}
+	if o.Witness {
+		return c, c.Witness.init()
 	}
 	return c, nil
 }
 
-// Add makes one more node. It joins through all nodes before it, and they
-// through it: a node that comes back alone must find the others by itself.
+// Add makes one more node.
 func (c *Cluster) Add(name string) (*Node, error) {
+	n, err := c.node(name, len(c.Nodes))
+	if err != nil {
+		return nil, err
+	}
+	return n, c.join(n)
+}
+
+// join configures a node. It joins through all nodes before it, and they
+// through it: a node that comes back alone must find the others by itself.
+func (c *Cluster) join(n *Node) error {
+	if err := n.init(); err != nil {
+		return err
+	}
+	for _, other := range c.Nodes {
+		if other.Running() { // it has read its config
+			continue
+		}
+		if err := other.addJoin(n.Gossip); err != nil {
+			return err
+		}
+	}
+	c.Nodes = append(c.Nodes, n)
+	return nil
+}
+
+// node finds directories and addresses for node i (from 0).
+func (c *Cluster) node(name string, i int) (*Node, error) {
 	n := &Node{Name: name, cluster: c, Dir: filepath.Join(c.Scratch.Path, name)}
 	for i := 2; ; i++ { // two nodes may have one name: that is a test
 		if _, err := os.Lstat(n.Dir); errors.Is(err, os.ErrNotExist) {
@@ -112,28 +164,16 @@ func (c *Cluster) Add(name string) (*Node, error) {
 	}
 	n.Data = filepath.Join(n.Dir, "data")
 	if c.options.Data != nil {
-		n.Data = c.options.Data(len(c.Nodes))
+		n.Data = c.options.Data(i)
 	}
 	n.Config = filepath.Join(n.Dir, "slotfs.toml")
 	n.Mount = filepath.Join(n.Dir, "mount")
 	n.socket = filepath.Join(n.Dir, "s")
 	n.log = filepath.Join(n.Dir, "log")
-	if err := n.settle(); err != nil {
+	if err := os.Mkdir(n.Dir, 0o755); err != nil {
 		return nil, err
 	}
-	if err := n.init(); err != nil {
-		return nil, err
-	}
-	for _, other := range c.Nodes {
-		if other.Running() { // it has read its config
-			continue
-		}
-		if err := other.addJoin(n.Gossip); err != nil {
-			return nil, err
-		}
-	}
-	c.Nodes = append(c.Nodes, n)
-	return n, nil
+	return n, n.settle()
 }
 
 // settle finds the node's addresses.
@@ -143,22 +183,32 @@ func (n *Node) settle() error {
 		if err != nil {
 			return err
 		}
-		n.Host, n.Gossip, n.Repl = host, host.Addr(7946), host.Addr(7947)
+		n.Host, n.Gossip, n.Repl, n.register, n.clients = host, host.Addr(7946), host.Addr(7947), host.Addr(7948), host.Addr(7949)
 		return nil
 	}
-	ports, err := freePorts(2)
+	ports, err := freePorts(4)
 	if err != nil {
 		return err
 	}
-	n.Gossip, n.Repl = ports[0], ports[1]
+	n.Gossip, n.Repl, n.register, n.clients = ports[0], ports[1], ports[2], ports[3]
 	return nil
 }
 
 // init has slotfs make keys and config, then adds what the options say.
 func (n *Node) init() error {
 	c := n.cluster
-	args := []string{"init", n.Dir, "--node", n.Name, "--store", c.Store, "--data", n.Data, "--mount", n.Mount,
-		"--gossip", n.Gossip, "--listen", n.Repl, "--socket", n.socket}
+	args := []string{"init", n.Dir, "--node", n.Name, "--gossip", n.Gossip, "--listen", n.Repl, "--socket", n.socket}
+	if n.witness {
+		args = append(args, "--witness")
+	} else {
+		args = append(args, "--store", c.Store, "--data", n.Data, "--mount", n.Mount)
+	}
+	if slices.Contains(c.members, n) {
+		args = append(args, "--register-listen", n.register, "--register-clients", n.clients, "--register-data", filepath.Join(n.Dir, "register"))
+		for _, m := range c.members {
+			args = append(args, "--members", m.Name+"="+m.register)
+		}
+	}
 	if len(c.Nodes) > 0 {
 		args = append(args, "--cluster", filepath.Join(c.Nodes[0].Dir, "cluster"))
 	}
@@ -167,6 +217,9 @@ func (n *Node) init() error {
 	}
 	if out, err := exec.Command(c.bin, args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("slotfs %s: %w: %s", strings.Join(args, " "), err, out)
+	}
+	if n.witness {
+		return nil
 	}
 	if err := os.MkdirAll(n.Mount, 0o755); err != nil {
 		return err
@@ -182,14 +235,33 @@ func (n *Node) init() error {
 	return nil
 }
 
-// Start starts all nodes.
-func (c *Cluster) Start() error {
-	for _, n := range c.Nodes {
-		if err := n.Start(); err != nil {
-			return err
-		}
+// All are the nodes and the witness.
+func (c *Cluster) All() []*Node {
+	if c.Witness == nil {
+		return slices.Clone(c.Nodes)
 	}
-	return nil
+	return append(slices.Clone(c.Nodes), c.Witness)
+}
+
+// Start starts all nodes, at one time if there is a register, which forms when
+// all its members run.
+func (c *Cluster) Start() error {
+	if c.Witness == nil {
+		for _, n := range c.Nodes {
+			if err := n.Start(); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	all := c.All()
+	errs := make([]error, len(all))
+	var wg sync.WaitGroup
+	for i, n := range all {
+		wg.Go(func() { errs[i] = n.Start() })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // StartPair starts all nodes, makes the first the primary and waits until all
@@ -198,7 +270,8 @@ func (c *Cluster) StartPair() error {
 	if err := c.Start(); err != nil {
 		return err
 	}
-	if err := c.Nodes[0].Promote(); err != nil {
+	// A register that forms is no reason to give up.
+	if err := c.Wait(c.Nodes[0].Name+" to be promoted", func() error { return c.Nodes[0].Promote() }); err != nil {
 		return err
 	}
 	return c.WaitInSync()
@@ -209,7 +282,7 @@ func (c *Cluster) StartPair() error {
 func (c *Cluster) Stop() error {
 	var errs []error
 	primary := c.primary()
-	for _, n := range c.Nodes {
+	for _, n := range c.All() {
 		if info, err := os.Stat(n.log); err == nil && n.ending == 0 {
 			n.ending = info.Size()
 		}
@@ -221,6 +294,9 @@ func (c *Cluster) Stop() error {
 	}
 	if primary != nil {
 		errs = append(errs, primary.Stop())
+	}
+	if c.Witness != nil {
+		errs = append(errs, c.Witness.Stop())
 	}
 	return errors.Join(errs...)
 }
@@ -325,7 +401,7 @@ func (c *Cluster) WaitEqual() (digest string, err error) {
 // Problems collects those of all nodes.
 func (c *Cluster) Problems(expected ...string) ([]string, error) {
 	var found []string
-	for _, n := range c.Nodes {
+	for _, n := range c.All() {
 		p, err := n.Problems(expected...)
 		if err != nil {
 			return nil, err

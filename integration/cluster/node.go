@@ -30,6 +30,9 @@ type Node struct {
 	Host                *netns.Host // nil: it is on loopback
 
 	cluster     *Cluster
+	witness     bool
+	register    string // addresses
+	clients     string
 	socket, log string
 	cmd         *exec.Cmd
 	done        chan struct{} // closed when the process has ended
@@ -114,7 +117,11 @@ func (n *Node) Start() error {
 	}
 	defer log.Close()
 	var tail bytes.Buffer
-	n.cmd = exec.Command(n.cluster.bin, "serve", "--config", n.Config)
+	verb := "serve"
+	if n.witness {
+		verb = "witness"
+	}
+	n.cmd = exec.Command(n.cluster.bin, verb, "--config", n.Config)
 	n.cmd.Dir = n.Dir
 	n.cmd.Env = append(append(os.Environ(), "NOTIFY_SOCKET="+filepath.Join(n.Dir, "n")), n.Env...)
 	n.cmd.Stdout, n.cmd.Stderr = log, log
@@ -143,7 +150,7 @@ func (n *Node) Start() error {
 		}
 		defer f.Close()
 		io.Copy(&tail, io.NewSectionReader(f, from, 1<<20))
-		return &ExitError{"serve", n.cmd.ProcessState.ExitCode(), tail.String()}
+		return &ExitError{verb, n.cmd.ProcessState.ExitCode(), tail.String()}
 	case <-time.After(n.cluster.timeout):
 		err = fmt.Errorf("%s is not ready after %v", n.Name, n.cluster.timeout)
 	}
@@ -208,6 +215,15 @@ func (n *Node) Signal(sig syscall.Signal) error {
 		return fmt.Errorf("%s does not run", n.Name)
 	}
 	return n.cmd.Process.Signal(sig)
+}
+
+// SignalAll sends a signal to the process and to what it has started, hooks
+// excepted: all that a machine would stop with it.
+func (n *Node) SignalAll(sig syscall.Signal) error {
+	if !n.Running() {
+		return fmt.Errorf("%s does not run", n.Name)
+	}
+	return syscall.Kill(-n.cmd.Process.Pid, sig)
 }
 
 // Kill ends the process and what it has started with SIGKILL. The mount stays

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/url"
 	"slices"
@@ -114,6 +115,30 @@ func (n *Node) Digest(path string) (Digest, error) {
 	var d Digest
 	err := n.getJSON(&d, "/v1/digest?"+url.Values{"store": {n.cluster.Store}, "path": {path}}.Encode())
 	return d, err
+}
+
+// LogLine is a line of "slotfs log --json", as far as tests look.
+type LogLine struct {
+	Seq, Epoch uint64
+	Op, Path   string
+	Primary    string // slot id, of an epoch's begin
+}
+
+// History asks the node for the entries of its log from a seq on.
+func (n *Node) History(since uint64) ([]LogLine, error) {
+	body, err := n.get("/v1/log?" + url.Values{"store": {n.cluster.Store}, "since": {fmt.Sprint(since)}}.Encode())
+	if err != nil {
+		return nil, err
+	}
+	var lines []LogLine
+	for text := range strings.Lines(string(body)) {
+		var l LogLine
+		if err := json.Unmarshal([]byte(text), &l); err != nil {
+			return nil, fmt.Errorf("log of %s: %w: %.200s", n.Name, err, text)
+		}
+		lines = append(lines, l)
+	}
+	return lines, nil
 }
 
 // Traffic is how many FUSE requests the mount has served, by opcode.

@@ -35,6 +35,15 @@ type Options struct {
 	Extra    string // more configuration, read last
 }
 
+func (o *Options) defaults() {
+	if o.UID == 0 {
+		o.UID, o.GID = 5000, 5000
+	}
+	if o.Password == "" {
+		o.Password = "secret"
+	}
+}
+
 // Server is a running Dovecot.
 type Server struct {
 	LMTP, IMAP string // addresses
@@ -67,12 +76,7 @@ func Start(d *scratch.Dir, name, root string, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.UID == 0 {
-		o.UID, o.GID = 5000, 5000
-	}
-	if o.Password == "" {
-		o.Password = "secret"
-	}
+	o.defaults()
 	if err := os.Chown(root, o.UID, o.GID); err != nil {
 		return nil, err
 	}

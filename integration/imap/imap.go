@@ -52,7 +52,12 @@ func Dial(addr string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{conn: conn, p: parser{bufio.NewReaderSize(conn, 1<<16)}, Timeout: time.Minute}
+	return New(conn, time.Minute)
+}
+
+// New waits for the greeting on a connection, which it closes if that fails.
+func New(conn net.Conn, timeout time.Duration) (*Client, error) {
+	c := &Client{conn: conn, p: parser{bufio.NewReaderSize(conn, 1<<16)}, Timeout: timeout}
 	conn.SetDeadline(time.Now().Add(c.Timeout))
 	if _, err := c.p.line(); err != nil {
 		conn.Close()
@@ -67,11 +72,16 @@ func Open(addr, user, password string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := c.command(nil, "LOGIN %s %s", quote(user), quote(password)); err != nil {
+	return c, c.Login(user, password)
+}
+
+// Login logs in; if that fails the connection is closed.
+func (c *Client) Login(user, password string) error {
+	_, err := c.command(nil, "LOGIN %s %s", quote(user), quote(password))
+	if err != nil {
 		c.Close()
-		return nil, err
 	}
-	return c, nil
+	return err
 }
 
 // Close ends the connection without ceremony.

@@ -43,7 +43,13 @@ func Dial(addr string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{conn: conn, r: bufio.NewReader(conn), Timeout: time.Minute}
+	return New(conn, time.Minute)
+}
+
+// New says hello on a connection, which it closes if that fails.
+func New(conn net.Conn, timeout time.Duration) (*Client, error) {
+	c := &Client{conn: conn, r: bufio.NewReader(conn), Timeout: timeout}
+	var err error
 	if _, err = c.expect(220); err == nil {
 		err = c.command(250, "LHLO localhost")
 	}

@@ -4,8 +4,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"math/rand/v2"
-
-	"slotfs/integration/imap"
+	"time"
 )
 
 // Changed counts what Change did.
@@ -29,7 +28,7 @@ func (c Changed) String() string {
 // taken, messages copied and moved to Archive, some expunged. It returns the
 // sums of what was expunged, as they were delivered.
 func (s Server) Change(user string, rng *rand.Rand) (done Changed, gone []Ack, err error) {
-	c, err := imap.Open(s.IMAP, user, s.Password)
+	c, err := s.OpenIMAP(user, time.Minute)
 	if err != nil {
 		return done, nil, err
 	}

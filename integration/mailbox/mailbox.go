@@ -8,9 +8,11 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"slotfs/integration/imap"
 	"slotfs/integration/lmtp"
@@ -20,6 +22,37 @@ import (
 // Server is where the mail goes.
 type Server struct {
 	LMTP, IMAP, Password string
+	// Dial connects to it; default: from this process's network.
+	Dial func(addr string) (net.Conn, error)
+}
+
+// OpenIMAP connects and logs in; each command may take so long.
+func (s Server) OpenIMAP(user string, timeout time.Duration) (*imap.Client, error) {
+	conn, err := s.dial(s.IMAP)
+	if err != nil {
+		return nil, err
+	}
+	c, err := imap.New(conn, timeout)
+	if err != nil {
+		return nil, err
+	}
+	return c, c.Login(user, s.Password)
+}
+
+// OpenLMTP connects and says hello; each exchange may take so long.
+func (s Server) OpenLMTP(timeout time.Duration) (*lmtp.Client, error) {
+	conn, err := s.dial(s.LMTP)
+	if err != nil {
+		return nil, err
+	}
+	return lmtp.New(conn, timeout)
+}
+
+func (s Server) dial(addr string) (net.Conn, error) {
+	if s.Dial != nil {
+		return s.Dial(addr)
+	}
+	return net.DialTimeout("tcp", addr, 10*time.Second)
 }
 
 // Sum names the content of a message, however it was fetched.
@@ -83,7 +116,7 @@ func (s Server) Deliver(users []string, messages []mailgen.Message, connections 
 	}
 	for range connections {
 		wg.Go(func() {
-			c, err := lmtp.Dial(s.LMTP)
+			c, err := s.OpenLMTP(time.Minute)
 			if err != nil {
 				return
 			}
@@ -139,7 +172,7 @@ func (s Server) Snapshot(users []string) (Snapshot, error) {
 }
 
 func (s Server) user(user string, shot Snapshot) error {
-	c, err := imap.Open(s.IMAP, user, s.Password)
+	c, err := s.OpenIMAP(user, time.Minute)
 	if err != nil {
 		return err
 	}

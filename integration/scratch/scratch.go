@@ -121,6 +121,12 @@ func (d *Dir) Start(cmd *exec.Cmd) error {
 // leader still lives, and waits until nothing of it is left.
 func (d *Dir) Kill(pid int) error { return killGroup(d.Path, pid) }
 
+// Notes is the directory in which the started processes are noted: a file
+// named by the number of the leader of a process group, which holds its start
+// time, field 22 of /proc/PID/stat. Who starts a process by other means than
+// Start notes it there.
+func (d *Dir) Notes() string { return filepath.Join(d.Path, procs) }
+
 // Left names what still runs, is mounted or is attached below the directory:
 // what the owner has forgotten to end.
 func (d *Dir) Left() ([]string, error) { return left(d.Path) }

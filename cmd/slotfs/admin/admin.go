@@ -114,6 +114,8 @@ type LogLine struct {
 	Size  int64     `json:"size,omitempty"`
 	UID   *uint32   `json:"uid,omitempty"`
 	Text  string    `json:"text,omitempty"`
+
+	Primary string `json:"primary,omitempty"` // slot id, of an epoch's begin
 }
 
 // LedgerVerified is what verifying a slot's ledger found.

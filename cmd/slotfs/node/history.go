@@ -149,6 +149,7 @@ func (h *historian) line(e *op.Entry) *admin.LogLine {
 	l := &admin.LogLine{Seq: e.Seq, Epoch: e.Epoch, Time: time.Unix(0, e.Time)}
 	switch o := e.Op.(type) {
 	case *op.EpochBegin:
+		l.Primary = o.Primary.String()
 		l.Op, l.Text = "epoch", fmt.Sprintf("epoch %d, primary %.8s, %d in sync: %s", o.Epoch, o.Primary, len(o.Members), o.Reason)
 	case *op.Mkdir:
 		l.Op, l.ID, l.Path, l.UID = "mkdir", op.ID(e.Seq), h.made(op.ID(e.Seq), o.Parent, o.Name), &o.Attr.UID
