@@ -23,6 +23,7 @@ func TestFaults(t *testing.T) {
 	s := seed(t)
 	w := newWorld(t, s, true, cluster.Options{})
 	c := &campaign{world: w, seed: s, kinds: kinds(true), outages: outages{}}
+	c.extra, c.judged = c.maildirs, c.judge
 	for i := range 2 {
 		name := fmt.Sprint("writer", i)
 		w.writers = append(w.writers, &writer{Writer: workload.New(name, s+100+uint64(i)), name: name})
@@ -43,6 +44,10 @@ type campaign struct {
 	outages     outages
 	made, acked int
 	old         []checked // rounds whose mail is still there
+
+	// A campaign may send other mail and judge it otherwise.
+	extra  func(dir string) []func(end <-chan struct{})
+	judged func(dir string, since uint64)
 }
 
 // checked is a round whose mail is looked at again after later rounds.
@@ -77,11 +82,11 @@ func (c *campaign) round(number int) {
 	primary, replica := c.roles()
 	since := c.lastEpoch(c.sinceOld())
 	dir := fmt.Sprint("r", number)
-	c.aim(dir, 3, c.seed^uint64(number)<<16)
+	more := c.extra(dir)
 	for _, x := range c.writers {
 		x.who = survivors(faults)
 	}
-	stop := c.load(dir)
+	stop := c.load(dir, more...)
 	must(c.t, c.Wait("mail before the fault", func() error { return c.acknowledged(10) }))
 
 	begin := c.harm(faults, primary, replica)
@@ -105,7 +110,7 @@ func (c *campaign) round(number int) {
 	c.outages.add(name, first.Sub(begin))
 	stop()
 	c.settled()
-	c.judge(dir, since)
+	c.judged(dir, since)
 	c.t.Logf("  outage %v, %v in all", first.Sub(begin).Round(time.Millisecond), time.Since(at).Round(time.Millisecond))
 	if c.t.Failed() {
 		c.t.Fatalf("round %d failed", number)
@@ -175,10 +180,14 @@ func (c *campaign) sinceOld() uint64 {
 	return c.old[0].since
 }
 
-// judge checks this round's mail and that of the last rounds, and removes what
-// has been looked at three times.
-func (c *campaign) judge(dir string, since uint64) {
-	c.t.Helper()
+// maildirs sends into a directory of this round.
+func (c *campaign) maildirs(dir string) []func(end <-chan struct{}) {
+	c.aim(dir, 3, c.rng.Uint64())
+	return nil
+}
+
+// remember keeps what was sent in a round.
+func (c *campaign) remember(dir string, since uint64) {
 	made := c.record.Take()
 	c.old = append(c.old, checked{dir, made, since})
 	for _, d := range made {
@@ -187,6 +196,13 @@ func (c *campaign) judge(dir string, since uint64) {
 			c.acked++
 		}
 	}
+}
+
+// judge checks this round's mail and that of the last rounds, and removes what
+// has been looked at three times.
+func (c *campaign) judge(dir string, since uint64) {
+	c.t.Helper()
+	c.remember(dir, since)
 	primary, _ := c.roles()
 	dirOf := func(p string) (string, bool) {
 		root, _, ok := strings.Cut(p, "/")

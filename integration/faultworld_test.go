@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"slotfs/integration/cluster"
+	"slotfs/integration/dovecot"
 	"slotfs/integration/history"
 	"slotfs/integration/netns"
 	"slotfs/integration/powerloss"
@@ -35,13 +36,15 @@ type world struct {
 	rng   *rand.Rand
 	slots map[string]string // slot id → node
 
+	services map[*cluster.Node]*dovecot.Service // of the mail servers, if there are some
+
 	record  history.Recorder
 	senders []*sender.Sender
 	writers []*writer
 }
 
 // newWorld starts a pair and its witness; the first node is primary.
-func newWorld(t *testing.T, seed uint64, disks bool, o cluster.Options) *world {
+func newWorld(t *testing.T, seed uint64, disks bool, o cluster.Options, configure ...func(*world)) *world {
 	t.Helper()
 	d := newScratch(t)
 	w := &world{rng: newRand(seed), slots: map[string]string{}}
@@ -67,6 +70,9 @@ func newWorld(t *testing.T, seed uint64, disks bool, o cluster.Options) *world {
 	w.fixture = newClusterIn(t, d, 2, o)
 	w.expect(provoked...)
 	w.expect(faulty...)
+	for _, f := range configure {
+		f(w)
+	}
 	must(t, w.StartPair())
 	for _, n := range w.Nodes {
 		s, err := n.Slot()
@@ -108,9 +114,9 @@ func (w *world) disk(n *cluster.Node) *powerloss.Disk {
 	return nil
 }
 
-// load starts senders and writers in a directory; the function that it returns
-// stops them and checks that nothing hangs.
-func (w *world) load(dir string) (stop func()) {
+// load starts senders, writers and whatever else is to run; the function that
+// it returns stops them and checks that nothing hangs.
+func (w *world) load(dir string, more ...func(end <-chan struct{})) (stop func()) {
 	end := make(chan struct{})
 	var wg sync.WaitGroup
 	for _, s := range w.senders {
@@ -118,6 +124,9 @@ func (w *world) load(dir string) (stop func()) {
 	}
 	for _, x := range w.writers {
 		wg.Go(func() { x.run(w.Nodes, end) })
+	}
+	for _, f := range more {
+		wg.Go(func() { f(end) })
 	}
 	return func() {
 		w.t.Helper()

@@ -1,16 +1,21 @@
 package history
 
-import "fmt"
+import (
+	"fmt"
+	"sync"
+)
 
 // Box is what an IMAP client saw of a mailbox.
 type Box struct {
-	UIDValidity, UIDNext uint64
-	Messages             map[uint64]Sum // by UID
+	UIDValidity uint64
+	UIDNext     uint64         // 0: it was not asked for
+	Messages    map[uint64]Sum // by UID; not necessarily all
 }
 
 // UIDs remembers mailboxes for as long as the store lives. The zero value
 // knows none.
 type UIDs struct {
+	mu    sync.Mutex
 	boxes map[string]*Box
 }
 
@@ -20,6 +25,8 @@ func (u *UIDs) Observe(name string, now Box) (broken []string) {
 	say := func(rule, format string, args ...any) {
 		broken = append(broken, rule+": "+name+": "+fmt.Sprintf(format, args...))
 	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
 	if u.boxes == nil {
 		u.boxes = map[string]*Box{}
 	}
@@ -31,14 +38,14 @@ func (u *UIDs) Observe(name string, now Box) (broken []string) {
 	if was.UIDValidity != now.UIDValidity {
 		say("U1", "UIDVALIDITY was %d, is %d", was.UIDValidity, now.UIDValidity)
 	}
-	if now.UIDNext < was.UIDNext {
+	if now.UIDNext > 0 && now.UIDNext < was.UIDNext {
 		say("U3", "UIDNEXT was %d, is %d", was.UIDNext, now.UIDNext)
 	}
 	for uid, sum := range now.Messages {
 		if old, ok := was.Messages[uid]; ok && old != sum {
 			say("U2", "UID %d names another message than before", uid)
 		}
-		if uid >= now.UIDNext {
+		if now.UIDNext > 0 && uid >= now.UIDNext {
 			say("U3", "UID %d is not below UIDNEXT %d", uid, now.UIDNext)
 		}
 		was.Messages[uid] = sum

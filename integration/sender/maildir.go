@@ -71,17 +71,15 @@ func Held(root string) ([]history.Held, error) {
 	return held(root, func(base string, _ []byte) string { return base })
 }
 
-// HeldByField is Held where the server chose the names: the key is in the
-// header, and the sum is of what follows the header, which a server changes.
-// base maps keys to names.
-func HeldByField(root string) (list []history.Held, base map[string]string, err error) {
-	base = map[string]string{}
-	list, err = held(root, func(name string, data []byte) string {
-		key := field(data)
-		base[key] = name
-		return key
+// Names maps the keys in the headers of messages to the names of their files,
+// without flags, where the server chose those.
+func Names(root string) (map[string]string, error) {
+	names := map[string]string{}
+	_, err := held(root, func(name string, data []byte) string {
+		names[Key(data)] = name
+		return name
 	})
-	return list, base, err
+	return names, err
 }
 
 func held(root string, key func(base string, data []byte) string) ([]history.Held, error) {
@@ -112,8 +110,8 @@ func held(root string, key func(base string, data []byte) string) ([]history.Hel
 	return list, err
 }
 
-// field finds the key in a message's header; empty if there is none.
-func field(data []byte) string {
+// Key finds the key in a message's header; empty if there is none.
+func Key(data []byte) string {
 	head, _, _ := bytes.Cut(bytes.ReplaceAll(data[:min(len(data), 4<<10)], []byte("\r\n"), []byte("\n")), []byte("\n\n"))
 	for line := range strings.Lines(string(head)) {
 		if name, value, ok := strings.Cut(line, ": "); ok && name == KeyField {

@@ -34,8 +34,9 @@ type Sender struct {
 	Name     string // distinguishes the keys of all senders; no dots
 	Targets  []Target
 	Record   *history.Recorder
-	Patience time.Duration // with one attempt; a second
-	Pause    time.Duration // after each acknowledged message
+	Patience time.Duration                    // with one attempt; a second
+	Pause    time.Duration                    // after each acknowledged message
+	Sum      func(message []byte) history.Sum // what the store will show of it; default: of its bytes
 
 	rng  *rand.Rand
 	n    int
@@ -46,12 +47,15 @@ type Sender struct {
 	longest time.Duration
 }
 
+// hopeless is how long a connection may be silent before it is given up.
+const hopeless = time.Minute
+
 // maxPending is how many attempts may hang before a sender waits for one.
 const maxPending = 8
 
 // New makes a sender.
 func New(name string, seed uint64, record *history.Recorder, targets ...Target) *Sender {
-	return &Sender{Name: name, Targets: targets, Record: record, Patience: time.Second,
+	return &Sender{Name: name, Targets: targets, Record: record, Patience: time.Second, Sum: func(b []byte) history.Sum { return sha256.Sum256(b) },
 		rng: rand.New(rand.NewPCG(seed, 0x73656e64)), pending: map[string]time.Time{}}
 }
 
@@ -85,7 +89,7 @@ func (s *Sender) attempt(to Target, stop <-chan struct{}) bool {
 	s.n++
 	key, data := s.message()
 	done := make(chan error, 1)
-	d := history.Delivery{Key: key, Sum: sha256.Sum256(data), Node: to.Node, Start: time.Now()}
+	d := history.Delivery{Key: key, Sum: s.Sum(data), Node: to.Node, Start: time.Now()}
 	s.begin(key, d.Start)
 	s.pool.Go(func() {
 		err := to.Deliver(key, data)

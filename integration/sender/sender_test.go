@@ -102,14 +102,14 @@ func wait(t *testing.T, cond func() bool) {
 	}
 }
 
-func TestHeldByField(t *testing.T) {
+func TestNames(t *testing.T) {
 	dir := t.TempDir()
 	must(t, os.MkdirAll(filepath.Join(dir, "u", "cur"), 0o755))
 	text := append([]byte("Return-Path: <>\r\nReceived: x\r\n\tfor y\r\n"), sender.Text("7.s.host", 300, 1)...)
 	must(t, os.WriteFile(filepath.Join(dir, "u", "cur", "123.M4P5.host,S=1:2,FS"), text, 0o600))
-	held, base, err := sender.HeldByField(dir)
+	names, err := sender.Names(dir)
 	must(t, err)
-	if len(held) != 1 || held[0].Key != "7.s.host" || base["7.s.host"] != "123.M4P5.host,S=1" {
-		t.Errorf("%+v, %v", held, base)
+	if len(names) != 1 || names["7.s.host"] != "123.M4P5.host,S=1" {
+		t.Errorf("%v", names)
 	}
 }

@@ -1,0 +1,161 @@
+package integration_test
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"slotfs/integration/history"
+	"slotfs/integration/imap"
+	"slotfs/integration/mailbox"
+	"slotfs/integration/sender"
+)
+
+// flagger is an IMAP client that keeps reconnecting, to whichever node
+// answers. It looks at new mail and sets flags; what was confirmed to it must
+// stay.
+type flagger struct {
+	user    string
+	servers []mailbox.Server
+	uids    *history.UIDs
+	rng     *rand.Rand
+
+	mu     sync.Mutex
+	set    map[uint64][]string // confirmed flags by UID
+	broken []string
+	count  int
+}
+
+func (f *flagger) run(end <-chan struct{}) {
+	for i := 0; ; i++ {
+		select {
+		case <-end:
+			return
+		case <-time.After(20 * time.Millisecond):
+		}
+		f.session(f.servers[i%len(f.servers)], end) // its errors are those of a store that moves
+	}
+}
+
+// session works until something fails or end.
+func (f *flagger) session(s mailbox.Server, end <-chan struct{}) error {
+	c, err := s.OpenIMAP(f.user, 5*time.Second)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	seen := uint64(0)
+	for {
+		box, err := c.Select("INBOX")
+		if err != nil {
+			return err
+		}
+		if box.Messages > 0 {
+			news, err := c.Fetch(fmt.Sprintf("%d:*", seen+1), true)
+			if err != nil {
+				return err
+			}
+			seen = max(seen, f.look(box.UIDValidity, news))
+			if err := f.flag(c, news); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-end:
+			return nil
+		case <-time.After(30 * time.Millisecond):
+		}
+	}
+}
+
+// look remembers messages and returns the highest UID.
+func (f *flagger) look(validity uint64, list []imap.Message) (highest uint64) {
+	box := history.Box{UIDValidity: validity, Messages: map[uint64]history.Sum{}}
+	for _, m := range list {
+		box.Messages[m.UID] = sha256.Sum256(mailbox.Delivered(m.Body))
+		highest = max(highest, m.UID)
+	}
+	broken := f.uids.Observe(f.user, box)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.broken = append(f.broken, broken...)
+	return highest
+}
+
+// flag sets flags of some messages.
+func (f *flagger) flag(c *imap.Client, list []imap.Message) error {
+	for range min(3, len(list)) {
+		m := list[f.rng.IntN(len(list))]
+		flag := []string{`\Seen`, `\Flagged`, `\Answered`, "$Label1", "work"}[f.rng.IntN(5)]
+		if err := c.Store(fmt.Sprint(m.UID), "+FLAGS", flag); err != nil {
+			return err
+		}
+		f.mu.Lock()
+		f.set[m.UID] = append(f.set[m.UID], flag)
+		f.count++
+		f.mu.Unlock()
+	}
+	return nil
+}
+
+// judge looks at the whole mailbox of a store that is whole again: UIDs, and
+// the flags that were confirmed. It returns the messages.
+func (f *flagger) judge(s mailbox.Server) (held []history.Held, broken []string, err error) {
+	c, err := s.OpenIMAP(f.user, time.Minute)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer c.Close()
+	box, err := c.Select("INBOX")
+	if err != nil {
+		return nil, nil, err
+	}
+	var list []imap.Message
+	if box.Messages > 0 {
+		if list, err = c.Fetch("1:*", true); err != nil {
+			return nil, nil, err
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	broken, f.broken = f.broken, nil
+	all := history.Box{UIDValidity: box.UIDValidity, UIDNext: box.UIDNext, Messages: map[uint64]history.Sum{}}
+	for _, m := range list {
+		body := mailbox.Delivered(m.Body)
+		h := history.Held{Key: sender.Key(body), Sum: sha256.Sum256(body), Path: fmt.Sprintf("%s UID %d", f.user, m.UID)}
+		held = append(held, h)
+		all.Messages[m.UID] = h.Sum
+		for _, flag := range f.set[m.UID] {
+			if !slices.Contains(m.Flags, flag) {
+				broken = append(broken, fmt.Sprintf("%s: %s was confirmed and is lost; it has %v", h.Path, flag, m.Flags))
+			}
+		}
+		delete(f.set, m.UID) // what is left then is of messages that are gone
+	}
+	for uid, flags := range f.set {
+		broken = append(broken, fmt.Sprintf("%s: UID %d, to which %v was confirmed, is gone", f.user, uid, flags))
+	}
+	f.set = map[uint64][]string{}
+	for _, m := range list {
+		f.set[m.UID] = m.Flags
+	}
+	return held, append(broken, f.uids.Observe(f.user, all)...), nil
+}
+
+// expunge empties the mailbox.
+func (f *flagger) expunge(s mailbox.Server) error {
+	c, err := s.OpenIMAP(f.user, time.Minute)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := c.Select("INBOX"); err != nil {
+		return err
+	}
+	f.set = map[uint64][]string{}
+	return errors.Join(c.Store("1:*", "+FLAGS", `\Deleted`), c.Expunge(), c.Logout())
+}
