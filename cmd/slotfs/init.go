@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 
@@ -36,16 +35,25 @@ func (a *app) initCmd() *cobra.Command {
 		Long: `Init makes all that a node needs: DIR/slotfs.toml, a commented config that can
 be used as it is; the cluster's certificate authority and gossip key in
 DIR/cluster; this node's certificate; the slot's data directory and mount point.
+Without --members there is no register, and a change of primary is always a command
+of yours; with two mail nodes and a witness as members a replica takes over by itself.
 
 The first node makes a new cluster. For every further node run init with
 --cluster naming the first node's directory, on a machine that has it (its
-cluster directory holds ca.key, which should stay there), and copy the result.
+cluster directory holds ca.key, which should stay there), and copy the result. It
+takes the register's members, and the nodes to join, from the first node's config.
 Nothing that exists is overwritten.`,
 		Example: `  # the first node
   slotfs init /etc/slotfs --node n1 --store mail1
 
   # a second node, which finds the first by gossip
   slotfs init /tmp/n2 --node n2 --store mail1 --cluster /etc/slotfs --join 192.0.2.1:7946 --no-data
+
+  # two mail nodes and a witness, so that a replica takes over by itself
+  slotfs init /etc/slotfs --node n1 --store mail1 \
+      --members n1=192.0.2.1:7948,n2=192.0.2.2:7948,w=192.0.2.3:7948
+  slotfs init /tmp/n2 --node n2 --store mail1 --cluster /etc/slotfs --no-data
+  slotfs init /tmp/w --node w --witness --cluster /etc/slotfs
 
   # two nodes on one machine, to look around
   slotfs init /tmp/a --node a --gossip 127.0.0.1:7946 --listen 127.0.0.1:7947 --join 127.0.0.1:7956 \
@@ -72,6 +80,11 @@ Nothing that exists is overwritten.`,
 	f.StringVar(&o.Listen, "listen", o.Listen, "replication address, host:port")
 	f.StringVar(&o.Advertise, "advertise", "", "replication address for other nodes, if it differs")
 	f.StringSliceVar(&o.Join, "join", nil, "gossip address of another node (repeatable)")
+	f.StringSliceVar(&o.Members, "members", nil, "members of the register, NAME=HOST:PORT each (default with --cluster: those in its config)")
+	f.BoolVar(&o.Witness, "witness", false, "a node that votes in the register and has no mail")
+	f.StringVar(&o.RegisterListen, "register-listen", "", "register address for its members, ip:port (default from --members)")
+	f.StringVar(&o.RegisterClients, "register-clients", "", "register address for the other nodes, ip:port (default: the next port)")
+	f.StringVar(&o.RegisterData, "register-data", "", "directory of the register's files (default beside the slot's data)")
 	f.BoolVar(&noData, "no-data", false, "do not make data directory and mount point: the node runs elsewhere")
 	f.BoolVar(&o.example, "print-example", false, "print a commented config and do nothing")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -81,6 +94,9 @@ Nothing that exists is overwritten.`,
 				return err
 			}
 			_, err = fmt.Fprint(a.out, text)
+			return err
+		}
+		if err := o.complete(cmd); err != nil {
 			return err
 		}
 		if o.Data == "" {
@@ -124,8 +140,10 @@ func (a *app) init(dir string, o *initOptions, noData bool) error {
 		return exit.With(exit.Config, err)
 	}
 	if !noData {
-		if err := a.makeSlot(c, &c.Slots[0]); err != nil {
-			return err
+		for i := range c.Slots {
+			if err := a.makeSlot(c, &c.Slots[i]); err != nil {
+				return err
+			}
 		}
 		// Elsewhere it belongs to the service manager (RuntimeDirectory=).
 		if err := os.MkdirAll(filepath.Dir(c.Socket), 0o755); err != nil {
@@ -179,21 +197,6 @@ func (a *app) makeSlot(c *config.Config, s *config.Slot) error {
 	}
 	fmt.Fprintf(a.out, "slot %s of store %s made in %s\n", id, s.Store, s.Data)
 	return nil
-}
-
-func (a *app) explainInit(c *config.Config, from *pki.Cluster) {
-	fmt.Fprintf(a.out, "config of node %s written to %s\n", c.Node, c.Path)
-	if from == nil {
-		fmt.Fprintf(a.out, "new cluster in %s; ca.key there makes the certificates of further nodes: keep it safe\n", c.ClusterDir)
-	}
-	_, port, _ := net.SplitHostPort(c.Listen)
-	_, gport, _ := net.SplitHostPort(c.GossipBind)
-	fmt.Fprintf(a.out, "open to the other nodes: TCP %s (replication), TCP and UDP %s (gossip)\n", port, gport)
-	fmt.Fprintf(a.out, "next: slotfs serve --config %s", c.Path)
-	if from == nil {
-		fmt.Fprintf(a.out, "   and then, once: slotfs promote %s --config %s", c.Slots[0].Store, c.Path)
-	}
-	fmt.Fprintln(a.out)
 }
 
 func (a *app) createCmd() *cobra.Command {

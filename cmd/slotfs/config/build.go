@@ -61,8 +61,10 @@ func (b *builder) build(f *file) *Config {
 	}
 	c.SocketMode = b.mode(def(f.Admin.Mode, "0600"))
 	c.SocketGID = b.group(f.Admin.Group)
-	if len(f.Slots) == 0 {
-		b.fail("slot", "Add a [[slot]] section with store, data and mount.", "there is no slot")
+	c.Register = b.register(f.Node, &f.Register)
+	if _, member := c.RegisterSelf(); len(f.Slots) == 0 && !member {
+		b.fail("slot", "Add a [[slot]] section with store, data and mount; or, if this is a witness, list it in register.members.",
+			"there is no slot, and this node is not a member of the register either")
 	}
 	for i := range f.Slots {
 		c.Slots = append(c.Slots, b.slot(i, &f.Slots[i]))

@@ -22,6 +22,7 @@ func (c *Config) Check() (*pki.Node, error) {
 	k := &checker{c: c}
 	node := k.certificates()
 	k.socket()
+	k.register()
 	k.slots()
 	k.sameDirs()
 	if len(k.errs) > 0 {

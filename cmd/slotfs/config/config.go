@@ -66,7 +66,8 @@ type Config struct {
 	MetricsListen string // empty: only on the admin socket
 	LogFormat     string // "text" or "json"
 
-	Slots []Slot
+	Register Register
+	Slots    []Slot // none: a witness
 	Reloadable
 }
 

@@ -23,6 +23,13 @@ type Values struct {
 	Store           string
 	Data            string
 	Mount           string
+
+	// Of an embedded register; without members there is none.
+	Members         []string
+	RegisterListen  string
+	RegisterClients string
+	RegisterData    string
+	Witness         bool // no slot
 }
 
 // ExampleValues are those of the example for print.

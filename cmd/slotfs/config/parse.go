@@ -44,7 +44,8 @@ type file struct {
 		Level  string `toml:"level"`
 		Format string `toml:"format"`
 	} `toml:"log"`
-	Slots []fileSlot `toml:"slot"`
+	Register fileRegister `toml:"register"`
+	Slots    []fileSlot   `toml:"slot"`
 }
 
 type fileSlot struct {

@@ -25,6 +25,7 @@ func (c *Config) RestartNeeded(next *Config) []string {
 	differ("admin.socket", c.Socket != next.Socket)
 	differ("admin.mode", c.SocketMode != next.SocketMode)
 	differ("admin.group", c.SocketGID != next.SocketGID)
+	differ("register", !c.Register.equal(next.Register))
 	differ("metrics.listen", c.MetricsListen != next.MetricsListen)
 	differ("log.format", c.LogFormat != next.LogFormat)
 	differ("slot", !slices.EqualFunc(c.Slots, next.Slots, Slot.equal))
