@@ -53,6 +53,9 @@ type State struct {
 	Started     int64  `json:"started,omitempty"` // ns since 1970
 	Leaving     bool   `json:"leaving,omitempty"` // set by this package, by Close
 	Slots       []Slot `json:"slots"`
+	Witness     bool   `json:"witness,omitempty"`  // it has no slots, and votes in the register
+	Register    string `json:"register,omitempty"` // host:port of its register member, for clients
+	Trouble     string `json:"trouble,omitempty"`  // what is wrong with the node, not with a slot
 }
 
 // Pos is a point in a store's history. Like the ids of slots and stores it is

@@ -108,11 +108,11 @@ which they find in the config: --config, $` + config.EnvPath + `, or
 			root.AddCommand(c)
 		}
 	}
-	add("node", a.initCmd(), a.createCmd(), a.serveCmd())
+	add("node", a.initCmd(), a.createCmd(), a.serveCmd(), a.witnessCmd())
 	add("look", a.statusCmd(), a.digestCmd(), a.logCmd(), a.metricsCmd())
 	add("act", a.promoteCmd(), a.demoteCmd(), a.rejoinCmd())
 	add("fix", a.checkCmd(), a.recoverCmd(), a.ledgerCmd())
-	root.AddCommand(a.versionCmd(), exitCodesCmd())
+	root.AddCommand(a.versionCmd(), exitCodesCmd(), a.memberCmd())
 	root.InitDefaultCompletionCmd()
 	for _, c := range root.Commands() {
 		if c.Name() == "completion" {

@@ -35,14 +35,20 @@ own (slotfs exit-codes).`,
 		Example: `  slotfs serve --config /etc/slotfs/slotfs.toml
   SLOTFS_CONFIG=/etc/slotfs/n2.toml slotfs serve`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.serve(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.serve(cmd.Context(), false) },
 	}
 }
 
-func (a *app) serve(ctx context.Context) error {
+func (a *app) serve(ctx context.Context, witness bool) error {
 	cfg, err := config.Parse(a.findConfig())
 	if err != nil {
 		return err
+	}
+	switch {
+	case witness && !cfg.Witness():
+		return &config.Error{File: cfg.Path, Key: "slot", Reason: "a witness has no slots", Remedy: "Run slotfs serve for a node with mail, or remove the [[slot]] sections."}
+	case !witness && cfg.Witness():
+		return &config.Error{File: cfg.Path, Key: "slot", Reason: "there is no slot", Remedy: "Add a [[slot]] section with store, data and mount; if this node is a witness, run slotfs witness."}
 	}
 	level := new(slog.LevelVar)
 	level.Set(cfg.LogLevel)

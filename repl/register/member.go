@@ -215,6 +215,7 @@ func (m *Member) etcdConfig(how formation, onError func(string)) (*embed.Config,
 	c.AutoCompactionMode, c.AutoCompactionRetention = embed.CompactorModeRevision, keptRevision
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLogger(m.Log, &m.closing, onError))
 	c.LogLevel = "info"
+	c.WarningUnaryRequestDuration = time.Second
 	c.Metrics = "basic"
 	c.EnableGRPCGateway = false
 	// The server checks names only as far as we tell it: certificates name nodes,

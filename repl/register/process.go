@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os/exec"
+	"strings"
 	"sync"
 	"time"
 )
@@ -126,18 +127,19 @@ func (p *Process) Run(ctx context.Context) {
 
 // ended notes why the process is gone.
 func (p *Process) ended(err error) {
-	text := "it ended without a reason"
-	if err != nil {
-		text = err.Error()
-	}
 	was := p.State()
 	p.set(func(s *ProcessState) {
 		s.PID = 0
 		s.Restarts++
-		if s.Phase == Stopped && err == nil {
-			return // it has said why
+		switch {
+		case s.Phase == Stopped && s.Text != "" && err == nil: // it has said why
+			return
+		case s.Text == "" && err != nil:
+			s.Text = err.Error()
+		case s.Text == "":
+			s.Text = "it ended without a reason"
 		}
-		s.Phase, s.Text = Stopped, text
+		s.Phase = Stopped
 	})
 	if now := p.State(); now.Text != was.Text || was.Restarts == 0 {
 		p.Log.Error("the register's member on this node does not run; mail is served without it", "err", now.Text)
@@ -155,6 +157,8 @@ func (p *Process) once(ctx context.Context, restart <-chan struct{}, config Memb
 	if err != nil {
 		return fmt.Errorf("start register member: %w", err)
 	}
+	last := &lastWords{to: cmd.Stderr}
+	cmd.Stderr = last
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start register member: %w", err)
 	}
@@ -187,7 +191,41 @@ func (p *Process) once(ctx context.Context, restart <-chan struct{}, config Memb
 	err = cmd.Wait()
 	close(stopped)
 	watch.Wait()
+	if words := last.String(); words != "" && err != nil {
+		p.set(func(s *ProcessState) { s.Text = words })
+	}
 	return err
+}
+
+// lastWords passes standard error on, and remembers of what the process died.
+type lastWords struct {
+	to io.Writer // may be nil
+
+	mu   sync.Mutex
+	text string
+}
+
+// Write implements io.Writer.
+func (l *lastWords) Write(b []byte) (int, error) {
+	for line := range strings.Lines(string(b)) {
+		for _, start := range []string{"panic: ", "fatal error: ", "unexpected fault address", "slotfs: "} {
+			l.mu.Lock()
+			if l.text == "" && strings.HasPrefix(line, start) {
+				l.text = strings.TrimSpace(line)
+			}
+			l.mu.Unlock()
+		}
+	}
+	if l.to == nil {
+		return len(b), nil
+	}
+	return l.to.Write(b)
+}
+
+func (l *lastWords) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text
 }
 
 // listen reads what the process tells until it closes its output.

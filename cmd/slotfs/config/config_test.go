@@ -66,7 +66,7 @@ func TestRefusedText(t *testing.T) {
 	}{
 		{"unknown key", `socket = `, `soket = "x"` + "\nsocket = ", []string{"admin.soket", "unknown key in line 9", "Correct or remove it"}},
 		{"unknown slot key", `mount = `, `fsync = true` + "\nmount = ", []string{"slot.fsync", "unknown key in line 13"}},
-		{"unknown section", `[admin]`, "[register]\nmode = \"none\"\n[admin]", []string{"register", "unknown key in line 8"}},
+		{"unknown section", `[admin]`, "[reigster]\nmode = \"none\"\n[admin]", []string{"reigster", "unknown key in line 8"}},
 		{"not TOML", `node = "n1"`, `node = n1`, []string{"line 1, column 8"}},
 		{"wrong type", `node = "n1"`, `node = 7`, []string{"node", "line 1"}},
 		{"no node", `node = "n1"`, ``, []string{"node: is missing"}},
@@ -295,8 +295,14 @@ func TestExample(t *testing.T) {
 	if full == text {
 		t.Fatal("no commented key found")
 	}
-	if _, err := config.ParseText("/etc/slotfs/slotfs.toml", []byte(full)); err != nil {
-		t.Errorf("with all keys uncommented: %v", err)
+	from, to := strings.Index(full, "[register]"), strings.Index(full, "[[slot]]")
+	// Each mode of the register has keys of its own.
+	for mode, others := range map[string]string{"embedded": "endpoints|user|password_file|ca|cert|key", "etcd": "members|listen|client_listen|client_advertise|data"} {
+		section := regexp.MustCompile(`(?m)^(`+others+`) = .*`).ReplaceAllString(full[from:to], "")
+		section = strings.Replace(section, `mode = "none"`, `mode = "`+mode+`"`, 1)
+		if _, err := config.ParseText("/etc/slotfs/slotfs.toml", []byte(full[:from]+section+full[to:])); err != nil {
+			t.Errorf("with all keys uncommented, register %s: %v", mode, err)
+		}
 	}
 	for _, key := range config.Keys() {
 		name := key[strings.LastIndex(key, ".")+1:]

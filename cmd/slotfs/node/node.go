@@ -34,6 +34,7 @@ type Node struct {
 	Slots    []*Slot
 	Gossip   *gossip.Gossip
 	Server   *repl.Server
+	Register *Register // nil: there is none
 
 	started   time.Time
 	listener  net.Listener // replication
@@ -79,6 +80,9 @@ func (n *Node) Open(ctx context.Context) (err error) {
 		return err
 	}
 	if err := n.startGossip(ctx); err != nil {
+		return err
+	}
+	if err := n.openRegister(); err != nil {
 		return err
 	}
 	return n.makeMembers()
@@ -296,7 +300,7 @@ func (n *Node) makeMembers() error {
 		m, err := repl.New(repl.Options{
 			Node: n.Config.Node, Cluster: n.Identity.Cluster.ID, Store: s.Conf.Store,
 			ID: s.Meta.ID, Dir: s.Conf.Data, Log: s.Meta.Log, Slot: s.Meta,
-			Peers: peers, Hooks: s, TLS: n.Identity.ClientTLS(),
+			Register: n.register(), Peers: peers, Hooks: s, TLS: n.Identity.ClientTLS(),
 			FailoverTimeout: n.Config.FailoverTimeout, FailoverPause: n.Config.FailoverPause,
 			Timeout: n.Config.ReplicaTimeout, StopOnLoss: s.Conf.OnReplicaLoss == config.Stop,
 			Local: s.Conf.Durability == config.Local, LogMax: s.Conf.LogMax, Logger: n.Log,

@@ -97,7 +97,10 @@ func (n *Node) publishLoop(ctx context.Context) {
 
 // publish tells the others what we are.
 func (n *Node) publish() {
-	st := gossip.State{Repl: n.replAddr(), Software: n.Version}
+	st := gossip.State{Repl: n.replAddr(), Software: n.Version, Witness: n.Config.Witness()}
+	if r := n.Register; r != nil && r.Member != nil {
+		st.Register, st.Trouble = r.Member.Config().ClientAdvertise, cut(r.trouble())
+	}
 	for _, s := range n.Slots {
 		st.Slots = append(st.Slots, s.gossip())
 	}

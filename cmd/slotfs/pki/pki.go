@@ -35,6 +35,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"path/filepath"
 	"time"
 )
 
@@ -96,6 +97,9 @@ type Cluster struct {
 	CA        *x509.Certificate
 	GossipKey []byte
 }
+
+// CAPath is the file of the CA's certificate.
+func (c *Cluster) CAPath() string { return filepath.Join(c.Dir, CAFile) }
 
 // ServerName is the DNS name that every node certificate of the cluster
 // carries, for software that checks one: the register's members.
