@@ -109,7 +109,7 @@ func TestHelp(t *testing.T) {
 	var all strings.Builder
 	var walk func(c *cobra.Command)
 	walk = func(c *cobra.Command) {
-		if c.Name() == "help" {
+		if c.Name() == "help" || c.Hidden {
 			return
 		}
 		if c.Runnable() && c.Example == "" && c.Parent() != nil && c.Parent().Name() != "completion" {
