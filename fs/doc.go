@@ -86,8 +86,9 @@
 //
 // All changes come through the mount and a demoted slot is unmounted, so names,
 // attributes, absence of names, listings, symlinks and pages may be cached
-// without end; no notification is ever sent. ENOSYS to OPEN, OPENDIR and FLUSH,
-// remembered by the kernel. No RELEASE comes then, not even for what CREATE
+// without end; the one change that does not come through the mount, a message
+// rescued from a lost branch, is told to the kernel (Deliver). ENOSYS to OPEN,
+// OPENDIR and FLUSH, remembered by the kernel. No RELEASE comes then, not even for what CREATE
 // opened, so there are no handles (Fh is 0), and a node can be read and written
 // by itself. No writeback cache: order across files would be lost. Locks stay
 // in the kernel (one mount per store). default_permissions: with attributes

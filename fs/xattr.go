@@ -29,7 +29,7 @@ func (f *FS) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest []b
 			return err
 		}
 		v, ok := n.xattr[name]
-		if !ok || name == ownXattr {
+		if !ok || own(name) {
 			return syscall.ENODATA
 		}
 		size = uint32(len(v))
@@ -56,7 +56,7 @@ func (f *FS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32
 		}
 		names := make([]string, 0, len(n.xattr))
 		for name := range n.xattr {
-			if name != ownXattr {
+			if !own(name) {
 				names = append(names, name)
 				size += uint32(len(name)) + 1
 			}
@@ -113,7 +113,7 @@ func (f *FS) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.
 // mayXattr refuses names that the tree could not keep, and our own.
 func (f *FS) mayXattr(name string) error {
 	switch {
-	case name == ownXattr:
+	case own(name):
 		return syscall.EPERM
 	case len(name) > maxName:
 		return syscall.ERANGE
@@ -130,6 +130,9 @@ func (f *FS) mayXattr(name string) error {
 	}
 	return syscall.EOPNOTSUPP
 }
+
+// own reports whether an attribute is slotfs's, which the mount does not show.
+func own(name string) bool { return name == ownXattr || strings.HasPrefix(name, ownXattr+".") }
 
 func (f *FS) setXattr(in *fuse.SetXAttrIn, name string, data []byte) error {
 	n, err := f.node(in.NodeId)

@@ -173,6 +173,8 @@ func (s *Slot) applyEntry(e *op.Entry) error {
 		return err
 	}
 	switch o := e.Op.(type) {
+	case *op.Put:
+		return s.noteRescued(e)
 	case *op.Seal:
 		if c.n != nil {
 			s.verifySeal(c.n)

@@ -126,6 +126,9 @@ func (s *Slot) finishCheckpoint(st state) error {
 	if err := s.tree.sync(); err != nil {
 		return err
 	}
+	if err := s.rescued.sync(); err != nil {
+		return err
+	}
 	if err := s.ix.commit(st); err != nil {
 		return err
 	}

@@ -25,10 +25,11 @@ type recovery struct {
 	data      string
 	ix        *index
 	log       positionLog
-	last      uint64              // of the log
-	committed uint64              // K, as far as it is known
-	ahead     uint64              // Identity.Ahead
-	store     func(StoreID) error // told of the store's id; may be nil
+	last      uint64                // of the log
+	committed uint64                // K, as far as it is known
+	ahead     uint64                // Identity.Ahead
+	store     func(StoreID) error   // told of the store's id; may be nil
+	rescued   func(*op.Entry) error // told of every entry that is replayed; may be nil
 	note      func(kind string, id op.ID, path, text string)
 	hold      func(step, path string) error
 	guard     func(indexView) error // asked before anything is changed; may be nil
@@ -92,6 +93,9 @@ func (v *recovery) replay() (*trail, error) {
 			}
 		}
 		_, err := v.ix.apply(e)
+		if err == nil && v.rescued != nil {
+			err = v.rescued(e)
+		}
 		return err
 	})
 	if err != nil {

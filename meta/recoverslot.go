@@ -52,11 +52,12 @@ func (s *Slot) recover() error {
 func (s *Slot) recoverTo(committed uint64) error {
 	v := &recovery{
 		data: s.dir, ix: s.ix, log: s.Log, last: s.Log.Last().Seq, committed: committed,
-		note: s.noteEvent, hold: s.opt.hold, store: s.SetStore, ahead: s.CompleteFrom(),
+		note: s.noteEvent, hold: s.opt.hold, store: s.SetStore, ahead: s.CompleteFrom(), rescued: s.noteRescued,
 		guard: s.guardNames,
 	}
 	begun := time.Now()
 	report, err := v.run()
+	err = errors.Join(err, s.rescued.sync())
 	if unusable(err) {
 		return s.rebuild(err)
 	}

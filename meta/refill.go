@@ -77,7 +77,7 @@ func (s *Slot) usable() error {
 
 // prepareRefill is the part of ResyncBegin that such a slot needs: what its log
 // has that the source may lack is kept, and there is a tree to be filled.
-func (s *Slot) prepareRefill(r *resyncing, common uint64) error {
+func (s *Slot) prepareRefill(r *resyncing, t ResyncTarget) error {
 	path := filepath.Join(s.dir, dirTree)
 	err := os.Mkdir(path, 0o700)
 	if err != nil && !errors.Is(err, fs.ErrExist) {
@@ -91,7 +91,7 @@ func (s *Slot) prepareRefill(r *resyncing, common uint64) error {
 		return err
 	}
 	if r.unsaved {
-		if err := s.rescueBeyond(common); err != nil {
+		if err := s.rescueBeyond(t); err != nil {
 			return err
 		}
 		if err := os.Remove(filepath.Join(s.dir, fileRebuild)); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -123,6 +123,8 @@ type ResyncTarget struct {
 	// are known to be one; 0 if that is not known.
 	Common uint64
 	From   string // the source, for people
+	// Branch is what is known about what this slot has after Common.
+	Branch BranchInfo
 }
 
 // ResyncStatus tells how far a resync is.
@@ -253,7 +255,9 @@ func (s *Slot) ResyncBegin(t ResyncTarget) error {
 		}
 	}
 	if s.Unfit() != nil || r.unsaved {
-		if err := s.prepareRefill(r, min(r.Common, t.Common)); err != nil {
+		kept := t
+		kept.Common = min(r.Common, t.Common)
+		if err := s.prepareRefill(r, kept); err != nil {
 			return err
 		}
 	}
@@ -277,6 +281,23 @@ func (s *Slot) ResyncBegin(t ResyncTarget) error {
 	return s.recountWanted()
 }
 
+// SetBranchAside keeps what is after info.Fork, and says so. If what is known of
+// the branch cannot be written down, its log is kept alone.
+func (s *Slot) SetBranchAside(info BranchInfo) error {
+	b, err := s.KeepBranch(s.ctx, info)
+	if err != nil {
+		name, e := s.Log.Rescue(max(info.Fork, s.Log.First()-1), filepath.Join(s.dir, dirRescue))
+		if e != nil {
+			return errors.Join(err, e)
+		}
+		s.finding(Event{Kind: EventRecovery, Text: fmt.Sprintf("entries after %d that %s does not have are kept as %s/%s, without a list of their messages: %v", info.Fork, info.From, dirRescue, name, err)},
+			ledger.Entry{Kind: ledger.Rescue, Path: "./" + dirRescue + "/" + name, Source: info.From, Outcome: ledger.Kept})
+		return nil
+	}
+	s.finding(Event{Kind: EventRecovery, Text: b.Text()}, ledger.Entry{Kind: ledger.Rescue, Path: "./" + dirRescue + "/" + b.Name, Source: info.From, Outcome: ledger.Kept})
+	return nil
+}
+
 // firstResync prepares a slot whose index and tree are whole.
 func (s *Slot) firstResync(t ResyncTarget) (*resyncing, error) {
 	if err := s.checkpoint(); err != nil {
@@ -288,20 +309,20 @@ func (s *Slot) firstResync(t ResyncTarget) (*resyncing, error) {
 	s.mu.Lock()
 	r.Distrust = s.identity.Unlocked != nil
 	s.mu.Unlock()
-	return r, s.rescueBeyond(t.Common)
+	return r, s.rescueBeyond(t)
 }
 
-// rescueBeyond keeps the log's entries that the source may not have.
-func (s *Slot) rescueBeyond(common uint64) error {
-	after := max(common, s.Log.First()-1)
-	if s.Log.Last().Seq <= after {
+// rescueBeyond keeps what this slot has and the source may not have.
+func (s *Slot) rescueBeyond(t ResyncTarget) error {
+	if s.Log.Last().Seq <= t.Common {
 		return nil
 	}
-	n, err := s.Log.Rescue(after, filepath.Join(s.dir, dirRescue))
-	if err != nil {
+	info := t.Branch
+	if info.From == "" || info.Fork > t.Common {
+		info.Fork, info.From = t.Common, t.From
+	}
+	if err := s.SetBranchAside(info); err != nil {
 		return fmt.Errorf("resync: %w", err)
 	}
-	s.finding(Event{Kind: EventRecovery, Text: fmt.Sprintf("resync: %d entries that the source may not have were copied to %s", n, dirRescue)},
-		ledger.Entry{Kind: ledger.Rescue, Outcome: ledger.Kept})
 	return nil
 }

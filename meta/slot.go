@@ -38,14 +38,16 @@ type Slot struct {
 	// Ledger keeps them for good; see Record.
 	Ledger *ledger.Ledger
 
-	dir   string
-	opt   Options
-	log   *slog.Logger
-	lock  *os.File
-	ix    *index
-	tree  *tree
-	trash *trash
-	space *space
+	dir  string
+	opt  Options
+	log  *slog.Logger
+	lock *os.File
+	ix   *index
+	tree *tree
+	// rescued is what was delivered again from lost branches.
+	rescued *rescuedSet
+	trash   *trash
+	space   *space
 
 	verified *verifiedCache
 	repairs  keyed // one repair of an object at a time
@@ -220,6 +222,9 @@ func (s *Slot) open() (err error) {
 	if s.space, err = openSpace(s.dir, s.opt.Reserve, s.Events); err != nil {
 		return err
 	}
+	if s.rescued, err = openRescued(s.dir); err != nil {
+		return err
+	}
 	if err := s.openLog(); err != nil {
 		return err
 	}
@@ -366,6 +371,9 @@ func (s *Slot) closeFiles() error {
 	}
 	if s.ix != nil {
 		errs = append(errs, s.ix.close())
+	}
+	if s.rescued != nil {
+		errs = append(errs, s.rescued.close())
 	}
 	if s.Ledger != nil {
 		s.work.Wait() // what is still to be recorded

@@ -73,8 +73,8 @@ func readSeal(fs fsys, dir string) (uint64, error) {
 }
 
 // Cut takes everything after seq after off a following log, and keeps it in a
-// new file in rescueDir, which ScanFile reads. It returns how many entries
-// that were. Committed or applied entries cannot be cut. The caller appends
+// new file in rescueDir, which ScanFile reads; with no rescueDir the caller has
+// kept it (Rescue). It returns how many entries that were. Committed or applied entries cannot be cut. The caller appends
 // nothing meanwhile.
 func (l *Log) Cut(after uint64, rescueDir string) (n int, err error) {
 	l.token <- struct{}{}
@@ -100,8 +100,10 @@ func (l *Log) Cut(after uint64, rescueDir string) (n int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := l.rescue(base, last.Seq, rescueDir); err != nil {
-		return 0, fmt.Errorf("rescue seq %d to %d: %w", after+1, last.Seq, err)
+	if rescueDir != "" {
+		if _, err := l.rescue(base, last, rescueDir); err != nil {
+			return 0, fmt.Errorf("rescue seq %d to %d: %w", after+1, last.Seq, err)
+		}
 	}
 	l.mu.Lock()
 	if err = l.err; err == nil && l.last != last {
@@ -117,32 +119,36 @@ func (l *Log) Cut(after uint64, rescueDir string) (n int, err error) {
 	return int(last.Seq - after), nil
 }
 
-// Rescue copies everything after seq after to a new file in rescueDir, which
-// ScanFile reads: before a Reset, which drops it. It returns how many entries
-// that were. The caller appends nothing meanwhile.
-func (l *Log) Rescue(after uint64, rescueDir string) (n int, err error) {
+// Rescue copies everything after seq after to a file in rescueDir, which
+// ScanFile reads: before a Reset or Cut, which drops it. It returns the file's
+// name, empty if there is nothing to copy; the same entries always get the same
+// name. The caller appends nothing meanwhile.
+func (l *Log) Rescue(after uint64, rescueDir string) (name string, err error) {
 	base, err := l.PosAt(after)
 	if err != nil {
-		return 0, err
+		return "", err
 	}
-	last := l.Last().Seq
-	if last <= after {
-		return 0, nil
+	last := l.Last()
+	if last.Seq <= after {
+		return "", nil
 	}
-	if err := l.rescue(base, last, rescueDir); err != nil {
-		return 0, fmt.Errorf("rescue seq %d to %d: %w", after+1, last, err)
+	if name, err = l.rescue(base, last, rescueDir); err != nil {
+		return "", fmt.Errorf("rescue seq %d to %d: %w", after+1, last.Seq, err)
 	}
-	return int(last - after), nil
+	return name, nil
 }
 
-// rescue writes the entries after base, up to last, to a file of their own.
-func (l *Log) rescue(base op.Pos, last uint64, dir string) error {
+// rescue writes the entries after base, up to end, to a file of their own.
+func (l *Log) rescue(base, end op.Pos, dir string) (name string, err error) {
 	s := &segment{id: newSegmentID(), start: page, end: page}
-	path := filepath.Join(dir, fmt.Sprintf("%d-%d-%016x.log", base.Seq+1, last, s.id))
+	last := end.Seq
+	name = fmt.Sprintf("%d-%d-%016x.log", base.Seq+1, last, end.Chain)
+	path := filepath.Join(dir, name)
 	tmp := path + ".tmp"
+	l.remove(tmp) // of an attempt that a crash ended
 	f, err := l.fs.Create(tmp)
 	if err != nil {
-		return err
+		return "", err
 	}
 	_, err = f.WriteAt(encodeSegmentHeader(0, s.id, time.Now().UnixNano()), 0)
 	for pos := base; err == nil && pos.Seq < last; {
@@ -172,7 +178,7 @@ func (l *Log) rescue(base op.Pos, last uint64, dir string) error {
 	if err != nil {
 		l.remove(tmp)
 	}
-	return err
+	return name, err
 }
 
 // Reset empties a following log, which then continues at pos at: what a resync
