@@ -245,12 +245,12 @@ func (n *node) open() (testSlot, *oplog.Log) {
 	}
 	log.SetApplied(log.RecoveredCommitted())
 	c.wg.Go(func() {
-		for {
-			next := log.Committed.Get() + 1
-			if log.Committed.Wait(ctx, next) != nil && ctx.Err() != nil {
+		for { // a wait may end without anything having been committed
+			committed := log.Committed.Get()
+			log.SetApplied(committed)
+			if log.Committed.Wait(ctx, committed+1) != nil && ctx.Err() != nil {
 				return
 			}
-			log.SetApplied(log.Committed.Get())
 		}
 	})
 	return c, log
