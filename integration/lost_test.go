@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"slotfs/integration/cluster"
+	"slotfs/meta/op"
+	"slotfs/meta/oplog"
 )
 
 // letters are messages that a test can tell apart.
@@ -153,4 +155,68 @@ func TestIndexLost(t *testing.T) {
 	must(t, f.WaitInSync())
 	readAll(t, n1.Mount, "ann", all)
 	f.equal()
+}
+
+// garbleEntry damages entry seq in the log of a slot, in the middle of its bytes.
+func garbleEntry(t *testing.T, data string, seq uint64) {
+	t.Helper()
+	dir := filepath.Join(data, "oplog")
+	var raw []byte
+	must(t, oplog.Scan(dir, 0, func(e *op.Entry) error {
+		if e.Seq == seq {
+			raw = bytes.Clone(e.Raw)
+		}
+		return nil
+	}))
+	files, err := filepath.Glob(filepath.Join(dir, "*.log"))
+	must(t, err)
+	for _, path := range files {
+		b, err := os.ReadFile(path)
+		must(t, err)
+		if at := bytes.Index(b, raw); at >= 0 && len(raw) > 0 {
+			flip(t, path, int64(at+len(raw)/2))
+			return
+		}
+	}
+	t.Fatalf("no entry %d in %q", seq, files)
+}
+
+// TestLogRots: entries of a running slot's log that can no longer be read are
+// fetched from the other slot; of one that starts and needs them, the whole
+// slot is filled again.
+func TestLogRots(t *testing.T) {
+	f := newCluster(t, 2, cluster.Options{})
+	f.expect(provoked...)
+	f.expect("log damaged", "log was damaged", "put a damaged segment", "the log is kept as")
+	must(t, f.StartPair())
+	n1, n2 := f.Nodes[0], f.Nodes[1]
+	must(t, deliver(n1.Mount, "ann", letters("a", 100)))
+	f.equal()
+	must(t, n2.Stop()) // so that its memory has none of it
+	must(t, n2.Start())
+	must(t, f.WaitInSync())
+	garbleEntry(t, n2.Data, 50)
+	out, err := n2.Run("check", f.Store, "--repair")
+	if err == nil || !strings.Contains(out, "; mended") {
+		t.Errorf("check: %q, %v", out, err)
+	}
+	must(t, n2.Check())
+	out, err = n2.Run("ledger", f.Store)
+	if err != nil || !strings.Contains(out, "mended with entries from n1") {
+		t.Errorf("ledger: %q, %v", out, err)
+	}
+
+	// After a crash recovery needs what came after the checkpoint.
+	must(t, deliver(n1.Mount, "ann", letters("b", 20)))
+	s, err := n2.Slot()
+	must(t, err)
+	must(t, n2.Kill())
+	garbleEntry(t, n2.Data, s.Repl.Applied-10)
+	must(t, n2.Start())
+	f.waitText(n2, "resynced to")
+	must(t, f.WaitInSync())
+	readAll(t, n1.Mount, "ann", letters("b", 20))
+	_, err = f.WaitEqual()
+	must(t, err)
+	must(t, n2.Check())
 }

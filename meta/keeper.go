@@ -3,6 +3,7 @@ package meta
 import (
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"slotfs/meta/ledger"
@@ -12,7 +13,13 @@ import (
 // verifies the index and the log again and again, and looks whether the tree is
 // still the slot's. Whoever finds the index damaged asks it to make another.
 type keeper struct {
-	asked chan healing // buffered: whoever asks must not wait for an answer
+	asked chan healing  // buffered: whoever asks must not wait for an answer
+	log   chan struct{} // cap 1: the log is to be verified now
+
+	verifying sync.Mutex // one pass over the log at a time
+
+	mu    sync.Mutex
+	known map[place]struct{} // damage of the log that was reported
 }
 
 // healing is a request to make the index anew.
@@ -38,7 +45,7 @@ const (
 )
 
 func newKeeper() *keeper {
-	return &keeper{asked: make(chan healing, 64)}
+	return &keeper{asked: make(chan healing, 64), log: make(chan struct{}, 1), known: make(map[place]struct{})}
 }
 
 // startKeeper runs until the slot's context ends.

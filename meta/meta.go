@@ -208,6 +208,12 @@ type Options struct {
 	// it returns is verified here. Nil: there is nobody to ask.
 	Fetch func(ctx context.Context, id op.ID, want op.Sum) (Copy, error)
 
+	// FetchLog asks the other slots for entries of the log, from…to or the first of
+	// them, and says who sent them. They are verified here. Nil: there is nobody.
+	FetchLog func(ctx context.Context, from, to uint64) (entries []*op.Entry, source string, err error)
+	// OnMended is told when a damaged log has become readable again; may be nil.
+	OnMended func()
+
 	OnEvent func(Event) // told of every event, outside locks; may be nil
 	OnFault func(error) // told once, when the slot faults; may be nil
 

@@ -334,6 +334,7 @@ func (s *Slot) Start() {
 	}
 	if !again {
 		s.startKeeper()
+		s.startLogVerifier()
 	}
 }
 

@@ -39,17 +39,7 @@ func (r *Member) Fetch(ctx context.Context, id op.ID, want op.Sum) (meta.Copy, e
 	if want.Size > maxFetch {
 		return meta.Copy{}, fmt.Errorf("fetch id %d: %d bytes are too many", id, want.Size)
 	}
-	// Somebody waits for a read. Those that gossip takes for dead come last, and
-	// get little time: gossip may not have heard yet that one is back.
-	deadLast := func(a, b PeerSlot) int {
-		switch {
-		case a.Alive == b.Alive:
-			return 0
-		case a.Alive:
-			return -1
-		}
-		return 1
-	}
+	// Somebody waits for a read.
 	errs := []error{ErrNoCopy}
 	for _, p := range slices.SortedStableFunc(slices.Values(r.Peers.Slots(r.Store)), deadLast) {
 		if p.Slot == r.ID || p.Slot.IsZero() {
@@ -65,6 +55,18 @@ func (r *Member) Fetch(ctx context.Context, id op.ID, want op.Sum) (meta.Copy, e
 		}
 	}
 	return meta.Copy{}, fmt.Errorf("fetch id %d: %w", id, errors.Join(errs...))
+}
+
+// deadLast puts those last that gossip takes for dead; they get little time, too:
+// gossip may not have heard yet that one is back.
+func deadLast(a, b PeerSlot) int {
+	switch {
+	case a.Alive == b.Alive:
+		return 0
+	case a.Alive:
+		return -1
+	}
+	return 1
 }
 
 // fetchWithin is fetchFrom, which must be quick if p is taken for dead.
@@ -211,6 +213,12 @@ func (r *Member) serveFetch(ctx context.Context, l *link) {
 			return
 		}
 		var q request
+		if f.typ == frameRequest && json.Unmarshal(f.body, &q) == nil && q.Log != nil {
+			if r.sendLog(l, *q.Log) != nil {
+				return
+			}
+			continue
+		}
 		if f.typ != frameRequest || json.Unmarshal(f.body, &q) != nil || q.Content == 0 {
 			l.turnAway(CodeProtocol, "not a request for content")
 			return

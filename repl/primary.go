@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"slotfs/meta"
 	"slotfs/meta/op"
 	"slotfs/meta/oplog"
 )
@@ -160,6 +161,9 @@ func (r *Member) noteDamage(err error) bool {
 	var d *oplog.DamageError
 	if !errors.As(err, &d) {
 		return false
+	}
+	if s, ok := r.Slot.(*meta.Slot); ok {
+		s.LogDamaged()
 	}
 	if d.Next > r.damaged.Load() {
 		r.damaged.Store(d.Next)

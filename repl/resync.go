@@ -23,10 +23,11 @@ const (
 
 // request is what a fetch or resync connection asks for: one of its fields.
 type request struct {
-	Content op.ID   `json:"content,omitempty"` // the bytes of an object
-	Digests []op.ID `json:"digests,omitempty"` // resync: of directories and what is below
-	List    op.ID   `json:"list,omitempty"`    // resync: a directory's entries
-	Files   []op.ID `json:"files,omitempty"`   // resync: contents, with the inodes of now
+	Content op.ID     `json:"content,omitempty"` // the bytes of an object
+	Log     *logRange `json:"log,omitempty"`     // entries of the log
+	Digests []op.ID   `json:"digests,omitempty"` // resync: of directories and what is below
+	List    op.ID     `json:"list,omitempty"`    // resync: a directory's entries
+	Files   []op.ID   `json:"files,omitempty"`   // resync: contents, with the inodes of now
 }
 
 // digestReply answers Digests, in their order.

@@ -228,7 +228,19 @@ func (n *Node) check(ctx context.Context, r *admin.CheckRequest) (*meta.Report, 
 	if err != nil {
 		return nil, err
 	}
-	return s.Meta.Check(ctx, meta.CheckOptions{Content: r.Content, Repair: r.Repair, Rebuild: r.Rebuild})
+	var logs []meta.LogDamage
+	if r.Repair {
+		if logs, err = s.Meta.VerifyLog(ctx, 0); err != nil {
+			return nil, fmt.Errorf("check: %w", err)
+		}
+	}
+	report, err := s.Meta.Check(ctx, meta.CheckOptions{Content: r.Content, Repair: r.Repair, Rebuild: r.Rebuild})
+	if err == nil {
+		for _, d := range logs {
+			report.Findings = append(report.Findings, d.Finding())
+		}
+	}
+	return report, err
 }
 
 func (n *Node) promote(ctx context.Context, r *admin.PromoteRequest) (*admin.Outcome, error) {

@@ -174,6 +174,7 @@ func (n *Node) openSlots(ctx context.Context) error {
 			Logger: n.Log, Fetch: s.fetch,
 			OnFault: func(error) { n.publishSoon() },
 			Refill:  true, Alone: alone, OnUnfit: s.onUnfit,
+			FetchLog: s.fetchLog, OnMended: func() { s.Member.LogMended() },
 		})
 		if err != nil {
 			return dataError(n.Config, i, err)

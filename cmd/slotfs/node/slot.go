@@ -220,6 +220,15 @@ func (s *Slot) fetch(ctx context.Context, id op.ID, want op.Sum) (meta.Copy, err
 	return m.Fetch(ctx, id, want)
 }
 
+// fetchLog asks the other slots for entries that cannot be read here.
+func (s *Slot) fetchLog(ctx context.Context, from, to uint64) ([]*op.Entry, string, error) {
+	m := s.Member
+	if m == nil {
+		return nil, "", errNotRunning
+	}
+	return m.FetchLog(ctx, from, to)
+}
+
 var errNotRunning = errors.New("replication is not running yet")
 
 // status is everything about the slot.
