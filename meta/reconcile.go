@@ -261,6 +261,9 @@ func (r *reconciler) placeName(dir *node, c Child) error {
 	have := r.done[c.ID]
 	k := dir.kids[c.Name]
 	if k != nil {
+		if err := r.recognise(k, c); err != nil {
+			return err
+		}
 		fits, err := r.fits(k, c)
 		if err != nil {
 			return err
