@@ -204,8 +204,13 @@ func (s *Slot) open() (err error) {
 	if s.lock, err = lockData(s.dir); err != nil {
 		return err
 	}
-	// A tree that is missing is noticed when it is found empty.
-	for _, name := range []string{dirTree, dirIndex, dirTrash, dirStage, dirQuarantine, dirRescue, dirVolatile} {
+	if !s.StoreID().IsZero() {
+		// A tree that is missing is noticed when it is found empty.
+		if err := os.MkdirAll(filepath.Join(s.dir, dirTree), 0o700); err != nil {
+			return fmt.Errorf("complete data directory: %w", err)
+		}
+	}
+	for _, name := range []string{dirIndex, dirTrash, dirStage, dirQuarantine, dirRescue, dirVolatile} {
 		if err := os.MkdirAll(filepath.Join(s.dir, name), 0o700); err != nil {
 			return fmt.Errorf("complete data directory: %w", err)
 		}
