@@ -21,7 +21,6 @@ type (
 		node  string
 		local bool
 		at    uint64 // seq after which the stream begins
-		last  uint64 // where its log ended when it came
 	}
 	evLeave struct { // it no longer does
 		slot op.SlotID
@@ -43,6 +42,11 @@ type (
 	evNoAnswer struct { // a question failed; refused: nobody listens there
 		slot    op.SlotID
 		refused bool
+	}
+	evWentBack struct { // a member came with less than it had acknowledged: turned away
+		slot      op.SlotID
+		node      string
+		last, had uint64
 	}
 	evHint   struct{} // the register may have a new record
 	evRecord struct { // effGet is done
@@ -109,6 +113,7 @@ func (evPrepared) isEvent()    {}
 func (evAnswer) isEvent()      {}
 func (evNoAnswer) isEvent()    {}
 func (evHint) isEvent()        {}
+func (evWentBack) isEvent()    {}
 func (evRecord) isEvent()      {}
 func (evSwapped) isEvent()     {}
 func (evSealed) isEvent()      {}
@@ -165,6 +170,9 @@ type (
 		slot  op.SlotID
 		epoch uint64
 		nonce Nonce // of the record to come; zero: there is no register, the stream carries it
+		// of is the record's epoch, to which the slot must prove that it belongs;
+		// zero for one that enters the set.
+		of preparation
 	}
 	effHangUp struct { // end a replica's stream
 		slot op.SlotID

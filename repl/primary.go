@@ -33,7 +33,6 @@ type sender struct {
 	conn  uint64
 	node  string
 	local bool
-	last  uint64 // where its log ended when it came
 	next  uint64 // of run alone: the first entry not yet sent
 
 	ackMu    sync.Mutex // so that the log hears acknowledgements in order
@@ -51,7 +50,7 @@ type sender struct {
 // serveStream answers a replica that asks for the entries after its own, and
 // streams until the connection or the leading ends.
 func (r *Member) serveStream(ctx context.Context, l *link, h hello) {
-	s := &sender{r: r, l: l, slot: h.Slot, node: h.Node, local: h.Local, last: h.Last.Seq, toPrepare: make(chan uint64, 1)}
+	s := &sender{r: r, l: l, slot: h.Slot, node: h.Node, local: h.Local, toPrepare: make(chan uint64, 1)}
 	s.heard.Store(int64(r.clock()))
 	w, err := r.admit(s, h)
 	if err != nil {
@@ -65,7 +64,7 @@ func (r *Member) serveStream(ctx context.Context, l *link, h hello) {
 		s.end(err.Error())
 		return
 	}
-	r.post(evJoin{slot: s.slot, conn: s.conn, node: s.node, local: s.local, at: w.Common.Seq, last: s.last})
+	r.post(evJoin{slot: s.slot, conn: s.conn, node: s.node, local: s.local, at: w.Common.Seq})
 	var wg sync.WaitGroup
 	wg.Go(func() { s.end(text(s.hear())) })
 	s.end(text(s.run()))
@@ -91,6 +90,10 @@ func (r *Member) admit(s *sender, h hello) (welcome, error) {
 	if epoch := r.Log.Last().Epoch; r.Register != nil && h.Sealed >= epoch {
 		// It was about to become primary. The machine begins another epoch for it.
 		return welcome{}, &PeerError{r.Node, CodeSealed, fmt.Sprintf("the slot on %s has sealed off epoch %d, in which %s is primary: it is let in with the next one", h.Node, epoch, r.Node)}
+	}
+	if had := r.Log.Committed.Get(); r.Register != nil && hist.last().has(h.Slot) && h.Last.Seq < had {
+		r.post(evWentBack{h.Slot, h.Node, h.Last.Seq, had})
+		return welcome{}, &PeerError{r.Node, CodeSealed, fmt.Sprintf("the slot on %s ends at seq %d, and had acknowledged up to %d: it is let in when it has left the in-sync set", h.Node, h.Last.Seq, had)}
 	}
 	if err := r.faulted(); err != nil {
 		return welcome{}, &PeerError{r.Node, CodeFailed, fmt.Sprintf("the slot on %s is faulted: %v", r.Node, err)}

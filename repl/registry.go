@@ -64,6 +64,9 @@ func (r *Member) prepare(f effPrepare) {
 	}
 	h := r.hello(forNote)
 	h.Prepare = &want
+	if f.of.Epoch > 0 {
+		h.Of = &f.of
+	}
 	r.spawn(func(ctx context.Context) {
 		ctx, cancel := context.WithTimeout(ctx, max(r.Timeout, time.Second))
 		defer cancel()
@@ -91,6 +94,14 @@ func (r *Member) notePreparation(p preparation) error {
 	})
 }
 
+// holds reports whether this slot's disk proves that it belongs to the epoch.
+func (r *Member) holds(of preparation) bool {
+	r.refresh()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return holds(of, r.hist, r.Log.Durable.Get(), r.notes.Preparations)
+}
+
 // serveNote answers a primary, or a slot about to be, that wants this slot in
 // its next set.
 func (r *Member) serveNote(l *link, h hello) {
@@ -109,6 +120,9 @@ func (r *Member) serveNote(l *link, h hello) {
 		return
 	case r.resyncing() || r.incomplete() || r.storeID().IsZero():
 		refuse("the slot on %s is not complete", r.Node)
+		return
+	case h.Of != nil && !r.holds(*h.Of):
+		refuse("the slot on %s cannot prove that it belongs to epoch %d: its disk was emptied or restored from an older state", r.Node, h.Of.Epoch)
 		return
 	}
 	if err := r.notePreparation(*h.Prepare); err != nil {

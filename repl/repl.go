@@ -172,6 +172,6 @@ const (
 	CodeResync     Code = "resync"      // the log does not reach back: resync
 	CodeNotFound   Code = "not-found"   // no such object or content
 	CodeBusy       Code = "busy"        // try again later
-	CodeSealed     Code = "sealed"      // the asker has sealed off the primary's epoch
+	CodeSealed     Code = "sealed"      // the asker gets nothing of this epoch, but of the next
 	CodeFailed     Code = "failed"      // it went wrong over there
 )

@@ -319,7 +319,9 @@ func (f *following) entries(ctx context.Context, body []byte) (err error) {
 			if err := f.checkEpoch(b); err != nil {
 				return err
 			}
-			f.epoch = e.Epoch
+			// Not below what it was: earlier epochs come as history, and a slot that
+			// had sealed one of them has to take it.
+			f.epoch = max(f.epoch, e.Epoch)
 		}
 		bytes += int64(len(e.Raw))
 	}

@@ -248,6 +248,8 @@ func (m *machine) step(now time.Time, v view, e event) []effect {
 		m.onDemote(e)
 	case evRejoin:
 		m.onRejoin(e)
+	case evWentBack:
+		m.onWentBack(e)
 	case evHint:
 		m.onHint()
 	case evRecord:

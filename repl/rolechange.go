@@ -148,7 +148,11 @@ func (m *machine) advanceChange() {
 		return
 	}
 	if g.seen >= c.read && g.rec.Epoch == m.epoch {
-		c.prepare = m.prepareAll(m.epoch+1, c.members)
+		var enters op.SlotID
+		if c.enters != nil {
+			enters = c.enters.slot
+		}
+		c.prepare = m.prepareAll(m.epoch+1, c.members, enters)
 	}
 }
 

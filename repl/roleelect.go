@@ -15,7 +15,7 @@ import (
 // elect starts the path to primary if this slot should be primary by itself.
 func (m *machine) elect() {
 	g := m.reg
-	if m.ending || m.now.Before(m.resumes) || !m.v.hasStore {
+	if m.ending || m.now.Before(m.resumes) || !m.v.hasStore && len(m.v.prepared) == 0 {
 		return
 	}
 	if m.unfit() != "" {
@@ -33,7 +33,7 @@ func (m *machine) elect() {
 		return
 	}
 	reason := m.due()
-	if reason == "" {
+	if reason == "" || !m.v.hasStore && !m.unborn() {
 		return
 	}
 	m.op = &operation{kind: opPromote, auto: true, started: m.now, phase: phaseAsk, reason: reason, commits: m.v.committed}
@@ -269,6 +269,9 @@ func (m *machine) judgeReached(p *peer) error {
 // judgeCreation: there is no record, and this slot is empty.
 func (m *machine) judgeCreation(reached []*peer) error {
 	o := m.op
+	if m.local {
+		return &refusal{"this slot's durability is \"local\": it is never in the in-sync set; create the store on another one"}
+	}
 	for _, p := range m.others() {
 		if p.info.hasStore {
 			return &refusal{fmt.Sprintf("the store exists already: a slot on %s holds it, though the register has no record of it; this empty one cannot become primary", m.label(p.slot))}
@@ -285,6 +288,8 @@ func (m *machine) judgeSelf() error {
 	switch {
 	case m.v.adopted:
 		return &refusal{"this slot belongs to a store that exists already, and is still empty: it cannot become primary before it has been filled"}
+	case m.unborn():
+		o.create, o.store = true, rec.Store
 	case !m.v.hasStore:
 		return &refusal{fmt.Sprintf("the store exists already: the register names %s its primary in epoch %d; this empty slot cannot become primary before that one has filled it",
 			m.label(rec.Primary), rec.Epoch)}
@@ -300,6 +305,13 @@ func (m *machine) judgeSelf() error {
 			"the disk was emptied, or restored from an older state; it may lack acknowledged mail", rec.Epoch)}
 	}
 	return nil
+}
+
+// unborn is whether this slot created the store in the register, and stopped
+// before the first entry was in its log: nobody can have written anything yet.
+func (m *machine) unborn() bool {
+	rec := m.reg.rec
+	return m.reg.found && !m.v.hasStore && !m.v.adopted && len(m.v.hist) == 0 && len(rec.InSync) == 1 && rec.Has(m.self) && m.holds(rec)
 }
 
 // judgeForce: with --force this slot may lack acknowledged mail. A primary that
@@ -356,7 +368,7 @@ func (m *machine) prepareEpoch() {
 	o := m.op
 	o.phase = phasePrepare
 	m.doing = fmt.Sprintf("preparing epoch %d", o.epoch)
-	o.prepare = m.prepareAll(o.epoch, o.members)
+	o.prepare = m.prepareAll(o.epoch, o.members, op.SlotID{})
 }
 
 // prepared goes on when the members have noted the epoch; those that could not

@@ -18,14 +18,22 @@ func (m *machine) onJoin(e evJoin) {
 	p.entry, p.again, p.backoff = entryNone, time.Time{}, 0
 	p.acks = acks{heard: m.now}
 	p.gone = ""
-	if m.reg != nil && m.leading && m.isMember(e.slot) && e.last < m.v.committed && !p.wentBack {
-		p.wentBack = true
-		m.event(true, "the slot on %s ends at seq %d, and had acknowledged up to %d at least: its disk was emptied or restored from an older state", m.label(e.slot), e.last, m.v.committed)
-	}
 	p.target, p.targetAt = 0, m.now
 	p.info.leading = false
 	m.split = ""
 	m.event(false, "replica on %s connected at seq %d", m.label(e.slot), e.at)
+}
+
+// onWentBack: a member lacks what it had acknowledged. It gets nothing before it
+// has left the set: with the epoch's first entry it could prove that it belongs.
+func (m *machine) onWentBack(e evWentBack) {
+	p := m.peer(e.slot)
+	p.node = e.node
+	if m.reg == nil || !m.leading || !m.isMember(e.slot) || p.wentBack {
+		return
+	}
+	p.wentBack = true
+	m.event(true, "the slot on %s ends at seq %d, and had acknowledged up to %d at least: its disk was emptied or restored from an older state", m.label(e.slot), e.last, e.had)
 }
 
 func (m *machine) onLeave(e evLeave) {

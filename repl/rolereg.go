@@ -218,12 +218,18 @@ func (m *machine) nonceOf(epoch uint64) (Nonce, bool) {
 // epoch's first entry, or it noted that it may join. A disk that was emptied or
 // restored has neither.
 func (m *machine) holds(rec Record) bool {
-	for _, e := range m.v.hist {
-		if e.Pos.Epoch == rec.Epoch && e.Pos.Seq <= m.v.durable && (e.Nonce == rec.Nonce || e.Nonce == Nonce{}) {
+	return holds(preparation{rec.Epoch, rec.Nonce}, m.v.hist, m.v.durable, m.v.prepared)
+}
+
+// holds is machine.holds for a slot with this history, durable up to durable,
+// and these notes.
+func holds(of preparation, hist history, durable uint64, noted []preparation) bool {
+	for _, e := range hist {
+		if e.Pos.Epoch == of.Epoch && e.Pos.Seq <= durable && (e.Nonce == of.Nonce || e.Nonce == Nonce{}) {
 			return true
 		}
 	}
-	return slices.Contains(m.v.prepared, preparation{rec.Epoch, rec.Nonce})
+	return slices.Contains(noted, of)
 }
 
 // preparing is the round in which every slot of the next set, this one too,
@@ -237,10 +243,14 @@ type preparing struct {
 	since   time.Time
 }
 
-func (m *machine) prepareAll(epoch uint64, members []op.SlotID) *preparing {
+func (m *machine) prepareAll(epoch uint64, members []op.SlotID, enters op.SlotID) *preparing {
 	p := &preparing{epoch: epoch, nonce: m.reg.nonce(), waiting: slices.Clone(members), since: m.now}
 	for _, s := range members {
-		m.do(effPrepare{slot: s, epoch: epoch, nonce: p.nonce})
+		e := effPrepare{slot: s, epoch: epoch, nonce: p.nonce}
+		if s != enters && s != m.self && m.reg.found {
+			e.of = preparation{m.reg.rec.Epoch, m.reg.rec.Nonce}
+		}
+		m.do(e)
 	}
 	return p
 }

@@ -44,6 +44,8 @@ type hello struct {
 	Condition
 	// Prepare is the epoch that the other slot is asked to note.
 	Prepare *preparation `json:"prepare,omitempty"`
+	// Of is the epoch to which it must prove that it belongs, then.
+	Of *preparation `json:"of,omitempty"`
 }
 
 // welcome grants what a hello asked for.
