@@ -77,7 +77,7 @@ var actNames = [acts]string{"time", "event", "stream", "message", "lose message"
 
 // weights say how often each kind is drawn.
 var weights = [acts]int{aTime: 240, aEvent: 700, aStream: 1000, aMessage: 300, aLoseMessage: 8, aRegister: 150, aReply: 150, aLoseReply: 10,
-	aAppend: 150, aFlush: 200, aBreak: 2, aCut: 3, aHeal: 5, aCrash: 3, aStart: 6, aStill: 2, aGoOn: 5, aFault: 1, aWipe: 1, aSnap: 2, aRestore: 1, aPromote: 2, aDemote: 1, aDrain: 1}
+	aAppend: 150, aFlush: 200, aBreak: 2, aCut: 3, aHeal: 5, aCrash: 3, aStart: 6, aStill: 5, aGoOn: 12, aFault: 1, aWipe: 1, aSnap: 2, aRestore: 1, aPromote: 2, aDemote: 1, aDrain: 1}
 
 func (a act) String() string {
 	return fmt.Sprintf("%s %d %d %d", actNames[a.kind], a.n, a.k, a.r)
@@ -503,7 +503,7 @@ func lastSteps(seed uint64, b bug, length int) string {
 func TestExplorerFinds(t *testing.T) {
 	for b := noBug + 1; b < bugs; b++ {
 		t.Run(b.String(), func(t *testing.T) {
-			for seed := uint64(1); seed < 3000; seed++ {
+			for seed := uint64(1); seed < 6000; seed++ {
 				list, w := walk(seed, b, 4000)
 				if w.failed != nil {
 					t.Logf("seed %d, %d steps: %v", seed, len(list), w.failed)
