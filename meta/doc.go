@@ -17,6 +17,7 @@
 //	rescue/       log of lost branches
 //	ledger/       what was found wrong, and decided about it (package ledger)
 //	volatile/     spilled content of files that fs keeps in memory; emptied at start
+//	scrub.json    what scrub remembers: when which ids were verified
 //	resync.json   there while a resync is under way: index and tree are a mixture
 //	rebuild.json  there while the index is made anew, or is to be at the next start
 //

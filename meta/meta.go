@@ -214,6 +214,14 @@ type Options struct {
 	// OnMended is told when a damaged log has become readable again; may be nil.
 	OnMended func()
 
+	// Ask asks the other slots that can be reached what they know of an object.
+	// Nil: there is nobody to ask.
+	Ask func(ctx context.Context, id op.ID) []*Testimony
+
+	// OnCorrected is told that an index record was corrected, so that what the
+	// kernel knows of the object is forgotten; may be nil.
+	OnCorrected func(id op.ID)
+
 	OnEvent func(Event) // told of every event, outside locks; may be nil
 	OnFault func(error) // told once, when the slot faults; may be nil
 

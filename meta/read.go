@@ -85,6 +85,7 @@ func (s *Slot) findNow(id op.ID) (*Inode, error) {
 // are repaired first, and if that is not possible, the error is a *DamagedError.
 // Files that were unlinked while open can be read, too.
 func (s *Slot) ReadAt(ctx context.Context, id op.ID, p []byte, off int64) (int, error) {
+	s.reads.Add(1)
 	for try := 0; ; try++ {
 		if err := s.usable(); err != nil {
 			return 0, fmt.Errorf("read id %d: %w", id, err)
@@ -135,7 +136,7 @@ func (s *Slot) readPlain(n *Inode, p []byte, off int64) (int, error) {
 	defer h.release()
 	if h.lost.Load() {
 		err := &DamagedError{ID: n.ID, Path: s.pathOf(n), Err: errLost}
-		s.suspect(n, err.Path, err)
+		s.suspect(&judged{n: n, path: err.Path}, err)
 		return 0, err
 	}
 	done, err := readAt(h.fd, p, off)

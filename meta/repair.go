@@ -33,7 +33,7 @@ func (s *Slot) repair(ctx context.Context, id op.ID, changed uint64, cause error
 	if n.Changed != changed || n.Sum == nil {
 		return errChanged
 	}
-	if s.intact(n) {
+	if s.intactOnDisk(n) {
 		return nil // somebody else has repaired it
 	}
 	// The index changes before the content does: if it has not, what was read
@@ -42,64 +42,69 @@ func (s *Slot) repair(ctx context.Context, id op.ID, changed uint64, cause error
 		return errors.Join(errChanged, err)
 	}
 	path := s.pathOf(n)
-	good, err := s.fetch(ctx, n)
+	own, err := s.Testify(ctx, id)
 	if err != nil {
-		s.suspect(n, path, fmt.Errorf("%w; no good copy: %w", cause, err))
-		return &DamagedError{ID: id, Path: path, Err: fmt.Errorf("%w; no good copy: %w", cause, err)}
+		return err
 	}
-	found := s.foundOnDisk(n)
-	kept, err := s.replace(n, good.Data, cause)
+	var good Copy
+	fetchErr := errors.New("what this slot noted at delivery differs")
+	if own.agrees() {
+		good, fetchErr = s.fetch(ctx, n)
+	}
+	j := &judged{n: n, path: path, cause: cause, expected: map[string]string{}, found: map[string]string{}}
+	if fetchErr == nil {
+		own.sums(j.expected, j.found)
+		j.expected[good.From] = checksum(n.Sum)
+		return s.putBack(j, good)
+	}
+	if j, err = s.judge(ctx, n, path, cause); err != nil {
+		return err
+	}
+	switch {
+	case !j.verdict.Decided():
+		fetchErr = fmt.Errorf("%w; the votes do not decide who is right", fetchErr)
+	case j.verdict.Right != said(n.Sum):
+		if err := s.correctIndex(j); err != nil {
+			fetchErr = errors.Join(fetchErr, err)
+			break
+		}
+		return errChanged // look again
+	case !own.agrees():
+		if good, fetchErr = s.fetch(ctx, n); fetchErr == nil {
+			return s.putBack(j, good)
+		}
+	}
+	bad := &DamagedError{ID: id, Path: path, Err: fmt.Errorf("%w; no good copy: %w", cause, fetchErr)}
+	s.suspect(j, bad.Err)
+	return bad
+}
+
+// putBack replaces damaged content by a good copy.
+func (s *Slot) putBack(j *judged, good Copy) error {
+	kept, err := s.replace(j.n, good.Data, j.cause)
 	if err != nil {
-		return fmt.Errorf("replace damaged %s: %w", path, err)
+		return fmt.Errorf("replace damaged %s: %w", j.path, err)
 	}
 	s.mu.Lock()
-	delete(s.suspects, id)
+	delete(s.suspects, j.n.ID)
 	s.mu.Unlock()
-	text := fmt.Sprintf("damaged content (%v) replaced by the copy of %s; the bad one is %s", cause, good.From, kept)
-	s.Events.Add(Event{Kind: EventRepaired, ID: id, Path: path, Text: text})
-	s.Record(ledger.Entry{Kind: ledger.Damaged, Path: path, ID: uint64(id), MessageID: messageIDOf(n, good.Data),
-		Expected: map[string]string{"index": checksum(n.Sum), good.From: checksum(n.Sum)}, Found: found,
-		Source: good.From, Outcome: ledger.Repaired, Text: text})
+	text := fmt.Sprintf("damaged content (%v) replaced by the copy of %s; the bad one is %s", j.cause, good.From, kept)
+	s.Events.Add(Event{Kind: EventRepaired, ID: j.n.ID, Path: j.path, Text: text})
+	s.Record(j.entry(ledger.Repaired, good.From, text, good.Data))
 	return nil
 }
 
-// suspect reports damage, once until it is repaired.
-func (s *Slot) suspect(n *Inode, path string, err error) {
+// suspect reports damage that could not be repaired, once until it is.
+func (s *Slot) suspect(j *judged, err error) {
 	s.mu.Lock()
-	_, again := s.suspects[n.ID]
-	s.suspects[n.ID] = struct{}{}
+	_, again := s.suspects[j.n.ID]
+	s.suspects[j.n.ID] = struct{}{}
 	s.mu.Unlock()
 	if again {
 		return
 	}
-	e := ledger.Entry{Outcome: ledger.Unrepaired, Found: s.foundOnDisk(n)}
-	if n.Sum != nil {
-		e.Expected = map[string]string{"index": checksum(n.Sum)}
-	}
-	s.finding(Event{Kind: EventDamaged, ID: n.ID, Path: path, Text: err.Error()}, e)
-}
-
-// foundOnDisk is what this slot's own copy says, for the ledger: its bytes, and
-// its mark.
-func (s *Slot) foundOnDisk(n *Inode) map[string]string {
-	fd, err := s.openSame(n)
-	if err != nil {
-		return map[string]string{"disk": err.Error()}
-	}
-	defer unix.Close(fd)
-	found := make(map[string]string, 2)
-	if sum, err := op.SumReader(&fdReader{fd: fd}); err != nil {
-		found["disk"] = err.Error()
-	} else {
-		found["disk"] = checksum(&sum)
-	}
-	switch m, err := readMarkFd(fd); {
-	case err != nil:
-		found["xattr"] = err.Error()
-	case m.Sized:
-		found["xattr"] = fmt.Sprintf("xxh64:%016x size:%d", m.XXH, m.Size)
-	}
-	return found
+	s.Events.Add(Event{Kind: EventDamaged, ID: j.n.ID, Path: j.path, Text: err.Error()})
+	s.recordSoon(j.entry(ledger.Unrepaired, "", err.Error(), nil))
 }
 
 // messageIDOf is the Message-ID of a message; of other files none.
@@ -131,6 +136,23 @@ func (s *Slot) intact(n *Inode) bool {
 	defer unix.Close(fd)
 	sum, err := op.BlockSumReader(&fdReader{fd: fd})
 	return err == nil && n.Sum.Equal(sum)
+}
+
+// intactOnDisk verifies all of n's content as the medium has it, and makes the
+// kernel forget what it may have of it: what was read may have been its memory,
+// and what is good in memory may be damaged on the disk.
+func (s *Slot) intactOnDisk(n *Inode) bool {
+	fd, err := s.openSame(n)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	_, bad, err := newMediumReader().verify(fd, n.Sum)
+	if bad != nil || err != nil {
+		return false
+	}
+	m, err := dropPages(fd)
+	return err == nil && m != ""
 }
 
 // fetch gets n's content from another slot and verifies it.

@@ -60,6 +60,8 @@ type Slot struct {
 
 	applier applier
 	keeper  *keeper
+	scrub   scrubber
+	reads   atomic.Uint64 // by users of the mount and other slots
 
 	unfit atomic.Pointer[unfitness] // why the slot waits to be refilled
 	gone  error                     // of Open alone: what it found lost
@@ -74,7 +76,8 @@ type Slot struct {
 	resync   *resyncing         // the resync under way, nil if there is none
 	started  bool               // Start was called
 
-	unrecorded []ledger.Entry // for the ledger; a goroutine is at it while not empty
+	sums       map[op.ID]dirSum // see confirmed
+	unrecorded []ledger.Entry   // for the ledger; a goroutine is at it while not empty
 
 	recovered *ReconcileReport // what Open had to do
 
@@ -243,6 +246,7 @@ func (s *Slot) open() (err error) {
 		return err
 	}
 	st := s.ix.current()
+	s.openScrub()
 	s.Log.SetApplied(min(st.Pos.Seq, s.Log.Last().Seq))
 	s.Log.NotBefore(st.Time) // the log may be empty, after a resync
 	return nil
@@ -363,7 +367,7 @@ func (s *Slot) Close() error {
 		err = s.checkpoint()
 	}
 	s.work.Wait()
-	return errors.Join(err, s.closeFiles())
+	return errors.Join(err, s.scrub.save(), s.closeFiles())
 }
 
 // closeFiles closes what open has opened.

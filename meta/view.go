@@ -125,6 +125,26 @@ func (v view) eachInode(f func(*Inode) error) error {
 	})
 }
 
+// inodeIDs lists up to limit ids of inodes from…to, ascending.
+func (v view) inodeIDs(from, to op.ID, limit int) (list []op.ID, err error) {
+	o := badger.DefaultIteratorOptions
+	o.Prefix, o.PrefetchValues = []byte{prefixInode}, false
+	it := v.txn.NewIterator(o)
+	defer it.Close()
+	for it.Seek(inodeKey(from)); it.Valid() && len(list) < limit; it.Next() {
+		key := it.Item().Key()
+		if len(key) != 9 {
+			return nil, errRecord
+		}
+		id := op.ID(binary.BigEndian.Uint64(key[1:]))
+		if id > to {
+			break
+		}
+		list = append(list, id)
+	}
+	return list, nil
+}
+
 // each calls f with what follows prefix in every key that starts with it.
 // key and value are valid during the call only.
 func (v view) each(prefix []byte, values bool, f func(key, value []byte) error) error {

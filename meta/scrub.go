@@ -1,0 +1,445 @@
+package meta
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"slotfs/meta/ledger"
+	"slotfs/meta/op"
+)
+
+// Scrub reads everything from the medium, compares it with the index, and
+// repairs what differs. It goes through the objects by id, so roughly in the
+// order in which the disk has them:
+//
+//	scrub.go        a pass: options, progress, findings
+//	scrubloop.go    the continuous scrub in the background
+//	scrubstate.go   what is remembered in scrub.json: cursor, ages, last pass
+//	scrubranges.go  when which ids were verified
+//	scrubobject.go  looking at one object, and mending it
+//	scrubmedium.go  reading the medium and not the page cache
+//	scrubpace.go    leaving users alone
+
+// ScrubOptions says what to scrub. The zero value is everything, at full
+// speed, with repair.
+type ScrubOptions struct {
+	User  string    // only below a directory of this name, or this path from the root
+	Since time.Time // only what has an mtime or ctime since then
+	Rate  int64     // bytes a second at most; 0: no limit
+	// NoRepair: only report.
+	NoRepair bool
+}
+
+// ScrubProgress is how far a scrub is.
+type ScrubProgress struct {
+	Objects      uint64            `json:"objects"`
+	Messages     uint64            `json:"messages"`
+	Bytes        int64             `json:"bytes"`
+	TotalObjects uint64            `json:"total_objects"` // estimated
+	TotalBytes   int64             `json:"total_bytes"`
+	Found        map[string]uint64 `json:"found,omitempty"` // by kind
+	Repaired     uint64            `json:"repaired"`
+	Unrepaired   uint64            `json:"unrepaired"`
+	Medium       map[string]uint64 `json:"medium,omitempty"` // files by how they were read
+	Started      time.Time         `json:"started"`
+	Took         time.Duration     `json:"took"`
+	Done         bool              `json:"done,omitempty"`
+}
+
+// Clean reports whether nothing was found.
+func (p *ScrubProgress) Clean() bool { return len(p.Found) == 0 }
+
+// ScrubReport is told of a scrub while it goes on; either may be nil.
+type ScrubReport struct {
+	Progress func(ScrubProgress) // several times a second
+	Finding  func(ScrubFinding)
+}
+
+// ErrScrubRuns: another scrub of the slot was asked for and is under way.
+var ErrScrubRuns = errors.New("a scrub of this slot is under way")
+
+// scrubWorkers is how many files are read at a time: enough to keep a disk busy
+// with small files, and no more.
+const scrubWorkers = 3
+
+// scrubBatch is how many objects are looked at between two updates of what is
+// verified.
+const scrubBatch = 512
+
+// pass is one scrub under way.
+type pass struct {
+	s      *Slot
+	opt    ScrubOptions
+	report ScrubReport
+	pace   *pacer
+	full   bool // of everything: counts for the cycle
+
+	mu   sync.Mutex
+	p    ScrubProgress
+	told time.Time
+}
+
+// Scrub makes one pass over the slot, or the part of it that o names. It works
+// while the slot is in use. One at a time is possible besides the continuous
+// one, which waits.
+func (s *Slot) Scrub(ctx context.Context, o ScrubOptions, r ScrubReport) (ScrubProgress, error) {
+	if !s.scrub.asked.TryLock() {
+		return ScrubProgress{}, fmt.Errorf("scrub: %w", ErrScrubRuns)
+	}
+	defer s.scrub.asked.Unlock()
+	if s.Resyncing() {
+		return ScrubProgress{}, fmt.Errorf("scrub: %w", ErrResyncing)
+	}
+	p := s.newPass(o, r)
+	p.full = o.User == "" && o.Since.IsZero()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
+	s.scrub.setAsked(p)
+	defer s.scrub.setAsked(nil)
+	if err := p.run(ctx); err != nil {
+		return p.progress(), fmt.Errorf("scrub: %w", errors.Join(err, context.Cause(ctx)))
+	}
+	done := p.progress()
+	done.Done = true
+	if r.Progress != nil {
+		r.Progress(done)
+	}
+	text := fmt.Sprintf("%d objects, %d bytes read in %v; %d repaired, %d not repaired", done.Objects, done.Bytes, done.Took.Round(time.Millisecond), done.Repaired, done.Unrepaired)
+	outcome := ledger.Noted
+	switch {
+	case done.Unrepaired > 0:
+		outcome = ledger.Unrepaired
+	case done.Repaired > 0:
+		outcome = ledger.Repaired
+	}
+	s.Record(ledger.Entry{Kind: ledger.Scrub, Path: o.User, Outcome: outcome, Text: text})
+	return done, nil
+}
+
+func (s *Slot) newPass(o ScrubOptions, r ScrubReport) *pass {
+	return &pass{s: s, opt: o, report: r, pace: newPacer(o.Rate, s.usersDid), p: ScrubProgress{
+		Started: time.Now(), Found: map[string]uint64{}, Medium: map[string]uint64{}}}
+}
+
+// usersDid counts what users do: reads, and entries of the log.
+func (s *Slot) usersDid() uint64 { return s.reads.Load() + s.Log.Last().Seq }
+
+// run goes through what the pass is about.
+func (p *pass) run(ctx context.Context) error {
+	held := p.s.Stats()
+	p.p.TotalObjects, p.p.TotalBytes = held.Objects, int64(held.Bytes)
+	if p.opt.User != "" {
+		return p.runUser(ctx)
+	}
+	last := op.ID(held.Pos.Seq)
+	if err := p.runIDs(ctx, op.Root, last); err != nil {
+		return err
+	}
+	if p.full {
+		return p.s.scrub.finished(p.p.Started)
+	}
+	return nil
+}
+
+// runIDs goes through the objects with ids from…to.
+func (p *pass) runIDs(ctx context.Context, from, to op.ID) error {
+	for from <= to {
+		ids, err := p.s.ix.idsFrom(from, to, scrubBatch)
+		if err != nil {
+			return err
+		}
+		begun := time.Now()
+		if err := p.batch(ctx, ids); err != nil {
+			return err
+		}
+		end := to
+		if len(ids) == scrubBatch {
+			end = ids[len(ids)-1]
+		}
+		if p.opt.Since.IsZero() {
+			if err := p.s.scrub.covered(from, end, begun); err != nil {
+				return err
+			}
+		}
+		from = end + 1
+	}
+	return nil
+}
+
+// batch looks at some objects, several at a time.
+func (p *pass) batch(ctx context.Context, ids []op.ID) error {
+	work := make(chan op.ID)
+	errs := make(chan error, scrubWorkers)
+	bctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for range scrubWorkers {
+		go func() {
+			stepBack()
+			m := newMediumReader()
+			for id := range work {
+				if err := p.one(bctx, id, m); err != nil {
+					cancel()
+					errs <- err
+					return
+				}
+			}
+			errs <- nil
+		}()
+	}
+feed:
+	for _, id := range ids {
+		select {
+		case work <- id:
+		case <-bctx.Done():
+			break feed
+		}
+	}
+	close(work)
+	var first error
+	for range scrubWorkers {
+		if err := <-errs; err != nil && (first == nil || errors.Is(first, context.Canceled)) {
+			first = err
+		}
+	}
+	if first == nil {
+		first = ctx.Err()
+	}
+	return first
+}
+
+// one looks at one object, and mends it.
+func (p *pass) one(ctx context.Context, id op.ID, m *mediumReader) error {
+	if err := errors.Join(ctx.Err(), p.s.Faulted()); err != nil {
+		return err
+	}
+	if p.s.Resyncing() {
+		return ErrResyncing
+	}
+	begun := time.Now()
+	e, err := p.s.examine(id, m)
+	if err != nil {
+		return fmt.Errorf("id %d: %w", id, err)
+	}
+	if e.n == nil {
+		return nil
+	}
+	if !p.opt.Since.IsZero() && max(e.n.Mtime, e.n.Ctime) < p.opt.Since.UnixNano() {
+		return nil
+	}
+	p.count(&e)
+	if e.n.IsDir() {
+		if err := p.dir(e.n); err != nil {
+			return err
+		}
+	}
+	if !e.flaws.none() {
+		if err := p.found(ctx, &e, m); err != nil {
+			return err
+		}
+	}
+	p.tell()
+	return p.pace.rest(ctx, time.Since(begun), e.bytes)
+}
+
+func (p *pass) count(e *examined) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.p.Objects++
+	if e.n.Sealed {
+		p.p.Messages++
+	}
+	p.p.Bytes += e.bytes
+	if e.medium != "" {
+		p.p.Medium[e.medium]++
+	}
+}
+
+// found reports and mends what is wrong with an object.
+func (p *pass) found(ctx context.Context, e *examined, m *mediumReader) error {
+	f := ScrubFinding{Kind: e.flaws.kind(), ID: e.n.ID, Path: p.s.pathOf(e.n), Text: e.flaws.String(), Outcome: ledger.Unrepaired}
+	if !p.opt.NoRepair {
+		outcome, err := p.s.mend(ctx, e, m)
+		if errors.Is(err, errChanged) || errors.Is(err, ErrNotExist) {
+			return nil // it is another by now
+		}
+		if err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			f.Text += "; repair: " + err.Error()
+			outcome = ledger.Unrepaired
+			p.s.Events.Add(Event{Kind: EventDamaged, ID: f.ID, Path: f.Path, Text: f.Text})
+			p.s.Record(ledger.Entry{Kind: ledger.Damaged, ID: uint64(f.ID), Path: f.Path, Text: f.Text, Outcome: outcome})
+		}
+		f.Outcome = outcome
+	}
+	p.finding(f)
+	return nil
+}
+
+// dir looks for what does not belong into a directory, and at its records.
+func (p *pass) dir(n *Inode) error {
+	names, err := p.s.strays(n.ID)
+	if err != nil {
+		return fmt.Errorf("directory %d: %w", n.ID, err)
+	}
+	if len(names) > 0 {
+		outcome := ledger.Unrepaired
+		if !p.opt.NoRepair {
+			if err := p.s.mendStrays(n.ID); err != nil {
+				return fmt.Errorf("directory %d: %w", n.ID, err)
+			}
+			outcome = ledger.Kept
+		}
+		for _, name := range names {
+			p.finding(ScrubFinding{Kind: FoundStray, Path: p.s.shown(n.ID, name), Text: "no entry of the log explains it", Outcome: outcome})
+		}
+	}
+	return nil
+}
+
+func (p *pass) finding(f ScrubFinding) {
+	p.mu.Lock()
+	p.p.Found[f.Kind]++
+	if f.Outcome == ledger.Unrepaired {
+		p.p.Unrepaired++
+	} else {
+		p.p.Repaired++
+	}
+	p.mu.Unlock()
+	p.s.scrub.found(f.Kind)
+	if p.report.Finding != nil {
+		p.report.Finding(f)
+	}
+}
+
+// tellEvery is the time between two reports of progress.
+const tellEvery = 200 * time.Millisecond
+
+func (p *pass) tell() {
+	if p.report.Progress == nil {
+		return
+	}
+	p.mu.Lock()
+	due := time.Since(p.told) >= tellEvery
+	if due {
+		p.told = time.Now()
+	}
+	p.mu.Unlock()
+	if due {
+		p.report.Progress(p.progress())
+	}
+}
+
+// progress is a copy of where the pass is.
+func (p *pass) progress() ScrubProgress {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := p.p
+	c.Found, c.Medium = maps.Clone(c.Found), maps.Clone(c.Medium)
+	c.Took = time.Since(c.Started)
+	return c
+}
+
+// runUser goes through everything below the directories that are called
+// opt.User, or are at that path.
+func (p *pass) runUser(ctx context.Context) error {
+	dirs, err := p.s.dirsCalled(p.opt.User)
+	if err != nil {
+		return err
+	}
+	p.p.TotalObjects, p.p.TotalBytes = 0, 0
+	for _, dir := range dirs {
+		_, files, bytes, err := p.s.DirDigest(dir)
+		if err != nil {
+			return err
+		}
+		p.p.TotalObjects += files
+		p.p.TotalBytes += int64(bytes)
+	}
+	for todo := slices.Clone(dirs); len(todo) > 0; {
+		dir := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		ids := []op.ID{dir}
+		children, err := p.s.ix.children(dir)
+		if err != nil {
+			return err
+		}
+		for _, c := range children {
+			if c.Type == typeDir {
+				todo = append(todo, c.ID)
+			} else {
+				ids = append(ids, c.ID)
+			}
+		}
+		slices.Sort(ids)
+		if err := p.batch(ctx, slices.Compact(ids)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ErrNoUser: there is no directory of that name.
+var ErrNoUser = errors.New("no directory of that name")
+
+// dirsCalled finds the directories at the path user, or of that name, anywhere.
+func (s *Slot) dirsCalled(user string) ([]op.ID, error) {
+	if id, err := s.Lookup(user); err == nil {
+		if n, err := s.ix.inode(id); err == nil && n.IsDir() {
+			return []op.ID{id}, nil
+		}
+	}
+	var found []op.ID
+	for todo := []op.ID{op.Root}; len(todo) > 0; {
+		dir := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		subdirs, err := s.ix.subdirs(dir)
+		if err != nil {
+			return nil, err
+		}
+		for _, id := range subdirs {
+			n, err := s.ix.inode(id)
+			if err == nil && len(n.Names) == 1 && n.Names[0].Name == user {
+				found = append(found, id)
+			} else {
+				todo = append(todo, id)
+			}
+		}
+	}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("%q: %w", user, errors.Join(ErrNoUser, ErrNotExist))
+	}
+	return found, nil
+}
+
+// idsFrom lists up to limit ids of the index from…to, ascending.
+func (x *index) idsFrom(from, to op.ID, limit int) ([]op.ID, error) {
+	x.mu.RLock()
+	changed := make(map[op.ID]bool)
+	for _, d := range []*delta{x.frozen, x.active} {
+		if d == nil {
+			continue
+		}
+		for id, n := range d.inodes {
+			if from <= id && id <= to {
+				changed[id] = n != nil
+			}
+		}
+	}
+	v := view{x.db.NewTransaction(false)}
+	x.mu.RUnlock()
+	defer v.txn.Discard()
+	ids, err := v.inodeIDs(from, to, limit+len(changed))
+	if err != nil {
+		return nil, err
+	}
+	ids = amend(ids, changed)
+	return ids[:min(limit, len(ids))], nil
+}

@@ -1,0 +1,77 @@
+package meta
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// pacer keeps scrub out of the way of users and below a rate.
+//
+// Whenever users did something since the last look, it makes scrub rest for a
+// multiple of the time that it just worked; the multiple doubles as long as
+// they go on, and halves when they don't. So a scrub on an idle slot goes at full
+// speed, and on a busy one it takes a small share and still gets on.
+type pacer struct {
+	rate  int64         // bytes a second; 0: no limit
+	most  float64       // largest multiple
+	users func() uint64 // counts what users do
+	now   func() time.Time
+	sleep func(context.Context, time.Duration) error
+
+	mu       sync.Mutex
+	seen     uint64    // of users
+	multiple float64   // of the time worked, to rest
+	next     time.Time // when the rate lets more bytes through
+}
+
+const (
+	restMost   = 16.0                   // scrub takes 1/17 of a busy slot
+	restLimit  = 500 * time.Millisecond // a rest is not longer
+	rateBurst  = 100 * time.Millisecond // what was not used for so long may be made up for
+	lookSpaced = time.Millisecond       // work shorter than that is not worth a rest
+)
+
+func newPacer(rate int64, users func() uint64) *pacer {
+	return &pacer{rate: rate, most: restMost, users: users, now: time.Now, sleep: sleep, seen: users()}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// rest is called after work that took so long and read so many bytes.
+func (p *pacer) rest(ctx context.Context, worked time.Duration, bytes int64) error {
+	if d := p.due(worked, bytes); d >= lookSpaced {
+		return p.sleep(ctx, d)
+	}
+	return ctx.Err()
+}
+
+func (p *pacer) due(worked time.Duration, bytes int64) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if u := p.users(); u != p.seen {
+		p.seen = u
+		p.multiple = min(max(1, p.multiple*2), p.most)
+	} else if p.multiple /= 2; p.multiple < 0.5 {
+		p.multiple = 0
+	}
+	d := min(time.Duration(float64(worked)*p.multiple), restLimit)
+	if p.rate <= 0 {
+		return d
+	}
+	now := p.now()
+	if p.next.Before(now.Add(-rateBurst)) {
+		p.next = now.Add(-rateBurst)
+	}
+	p.next = p.next.Add(time.Duration(float64(bytes) / float64(p.rate) * float64(time.Second)))
+	return max(d, p.next.Sub(now))
+}
