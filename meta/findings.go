@@ -50,7 +50,7 @@ func (s *Slot) recordSoon(e ledger.Entry) {
 	if s.unrecorded = append(s.unrecorded, e); len(s.unrecorded) > 1 {
 		return // somebody is at it
 	}
-	s.work.Go(func() {
+	s.recording.Go(func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		for len(s.unrecorded) > 0 {

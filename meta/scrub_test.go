@@ -98,7 +98,7 @@ func asWanted(found, want []string) bool {
 // ledgerOf reads the ledger when all that is pending is written.
 func ledgerOf(t testing.TB, s *Slot) (all []ledger.Entry) {
 	t.Helper()
-	s.work.Wait()
+	s.recording.Wait()
 	if err := ledger.Read(s.Ledger.Dir(), func(e ledger.Entry) error { all = append(all, e); return nil }); err != nil {
 		t.Fatal(err)
 	}

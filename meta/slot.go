@@ -52,9 +52,10 @@ type Slot struct {
 	verified *verifiedCache
 	repairs  keyed // one repair of an object at a time
 
-	ctx    context.Context // ends with the slot
-	cancel context.CancelCauseFunc
-	work   sync.WaitGroup // verification of seals, and what it repairs
+	ctx       context.Context // ends with the slot
+	cancel    context.CancelCauseFunc
+	work      sync.WaitGroup // verification of seals, and what it repairs
+	recording sync.WaitGroup // of what is found, in the ledger
 
 	sealing sync.Mutex // one such verification at a time
 
@@ -386,7 +387,7 @@ func (s *Slot) closeFiles() error {
 		errs = append(errs, s.rescued.close())
 	}
 	if s.Ledger != nil {
-		s.work.Wait() // what is still to be recorded
+		s.recording.Wait()
 		errs = append(errs, s.Ledger.Close())
 	}
 	if s.lock != nil {
