@@ -281,3 +281,36 @@ func immutable(dir string, on bool) error {
 	}
 	return nil
 }
+
+// Mountable says why dir could not be mounted on now; nil: it could, as far as
+// can be seen without touching anything. It does not wait.
+func Mountable(dir string) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return fmt.Errorf("mount point %s: %w", dir, err)
+	}
+	if mounted, err := mountedAt(dir); err != nil {
+		return fmt.Errorf("mount point %s: %w", dir, err)
+	} else if mounted != "" {
+		// A dead mount of ours would be removed; nothing of ours that lives is there.
+		if strings.HasPrefix(mounted, "fuse") {
+			return nil
+		}
+		return &MountError{dir, ErrMounted, mounted, "unmount it, or choose another directory"}
+	}
+	st, err := os.Stat(dir)
+	if err != nil {
+		return &MountError{dir, errors.Unwrap(err), "", "make the directory"}
+	}
+	if !st.IsDir() {
+		return &MountError{dir, ErrNotDir, "", "choose a directory"}
+	}
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		return &MountError{dir, errors.Unwrap(err), "", ""}
+	}
+	if len(list) > 0 {
+		return &MountError{dir, ErrNotEmpty, "it has " + strconv.Quote(list[0].Name()), "move it away"}
+	}
+	return nil
+}

@@ -79,6 +79,7 @@ type Slot struct {
 	Primary   string   `json:"primary,omitempty"` // slot id of the epoch's primary, as far as the slot knows
 	Members   []string `json:"members,omitempty"` // the in-sync set
 	InSync    bool     `json:"in_sync"`
+	Drained   bool     `json:"drained,omitempty"` // it does not become primary by itself
 
 	// How far a replica says it is behind; Peers of its primary knows better.
 	LagEntries uint64  `json:"lag_entries"`

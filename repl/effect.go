@@ -67,6 +67,8 @@ func (r *Member) execute(f effect) {
 		r.spawn(func(ctx context.Context) { r.post(evUnmounted{r.Hooks.Unmount(ctx, f.reason)}) })
 	case effDrain:
 		r.spawn(func(ctx context.Context) { r.post(evDrained{r.drain(ctx)}) })
+	case effHandover:
+		r.spawn(func(ctx context.Context) { r.post(evHandover{f.slot, r.handOver(ctx, f.slot)}) })
 	case effRole:
 		r.setRole(f.role)
 	case effNote:

@@ -127,6 +127,8 @@ type PromoteOptions struct {
 	OldPrimaryIsDown bool
 	// Force: this slot becomes primary though it may lack acknowledged mail.
 	Force bool
+
+	handover string // the node whose primary hands over; empty: none does
 }
 
 // What a caller may test for with errors.Is.

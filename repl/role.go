@@ -175,6 +175,10 @@ type operation struct {
 	swap    *swapping    // the register's word
 	store   meta.StoreID // of the store
 	doomed  string       // while mounting: why the mount must end again
+
+	// Of a switchover.
+	successor *peer
+	failed    error // why it failed; then this slot becomes primary again
 }
 
 type opKind uint8
@@ -183,20 +187,24 @@ const (
 	opPromote opKind = iota + 1
 	opDemote
 	opSupersede
+	opSwitch
 )
 
 type opPhase uint8
 
 const (
-	phaseAsk     opPhase = iota + 1 // peers are being asked
-	phaseSeal                       // sealing off the record's epoch
-	phaseTail                       // a member's longer tail is being fetched
-	phasePrepare                    // the next set notes that it may join
-	phaseSwap                       // the register decides
-	phaseBegin                      // EpochBegin appended; waiting until it is applied
-	phaseMount                      // mounting
-	phaseUnmount                    // unmounting
-	phaseDrain                      // committing what was accepted
+	phaseAsk      opPhase = iota + 1 // peers are being asked
+	phaseSeal                        // sealing off the record's epoch
+	phaseTail                        // a member's longer tail is being fetched
+	phasePrepare                     // the next set notes that it may join
+	phaseSwap                        // the register decides
+	phaseBegin                       // EpochBegin appended; waiting until it is applied
+	phaseMount                       // mounting
+	phaseUnmount                     // unmounting
+	phaseDrain                       // committing what was accepted
+	phaseCheck                       // of a switchover: is the target fit?
+	phaseHandover                    // the target is becoming primary
+	phaseBack                        // it has not: is it certain?
 )
 
 func newMachine(self op.SlotID, timeout time.Duration, stop bool, name func(op.SlotID) string, now time.Time) *machine {
@@ -246,6 +254,10 @@ func (m *machine) step(now time.Time, v view, e event) []effect {
 		m.onPromote(e)
 	case evDemote:
 		m.onDemote(e)
+	case evSwitch:
+		m.onSwitch(e)
+	case evHandover:
+		m.onHandover(e)
 	case evRejoin:
 		m.onRejoin(e)
 	case evWentBack:
@@ -374,6 +386,9 @@ func (m *machine) finish(err error) {
 	o := m.op
 	m.op = nil
 	m.doing = ""
+	if o.failed != nil {
+		err = switchError(o.failed, err)
+	}
 	if o.id != 0 {
 		m.do(effReply{o.id, err})
 	}

@@ -52,11 +52,7 @@ func (m *machine) follow() {
 		if m.split != "" {
 			m.doing = "diverged"
 		}
-		if !m.now.Before(m.retry) {
-			m.target = best.slot
-			m.session++
-			m.do(effFollow{best.slot, m.session})
-		}
+		m.followBest(best)
 		return
 	}
 	if m.now.Sub(m.probed) >= probeEvery {
@@ -77,6 +73,17 @@ func (m *machine) follow() {
 	} else if m.reg == nil {
 		m.resume()
 	}
+}
+
+// followBest begins to follow best, unless it is too early, or somebody is
+// followed.
+func (m *machine) followBest(best *peer) {
+	if !m.target.IsZero() || m.now.Before(m.retry) {
+		return
+	}
+	m.target = best.slot
+	m.session++
+	m.do(effFollow{best.slot, m.session})
 }
 
 func (m *machine) onFollowEnded(e evFollowEnded) {

@@ -26,7 +26,10 @@ func (m *machine) onPromote(e evPromote) {
 		refuse("this slot is in the middle of a resync: its tree is not complete")
 	default:
 		reason := "promoted by operator"
-		if e.opts.Force {
+		switch {
+		case e.opts.handover != "":
+			reason = "switched over from " + e.opts.handover
+		case e.opts.Force:
 			reason = "forced by operator"
 		}
 		m.op = &operation{id: e.id, kind: opPromote, opts: e.opts, started: m.now, phase: phaseAsk, reason: reason, commits: m.v.committed}
@@ -39,6 +42,10 @@ func (m *machine) onPromote(e evPromote) {
 
 // advance moves the operation on as far as it can go now.
 func (m *machine) advance() {
+	if m.op.kind == opSwitch {
+		m.advanceSwitch()
+		return
+	}
 	if m.reg != nil && m.op.kind == opPromote {
 		m.advanceRegister()
 		return
@@ -388,7 +395,11 @@ func (m *machine) onUnmounted(e evUnmounted) {
 	if !m.leading && m.reg != nil {
 		// It stopped leading meanwhile: nothing can be committed any more.
 		m.setRole(Replica)
-		m.finish(nil)
+		var err error
+		if o.kind == opSwitch {
+			err = &refusal{"this slot was superseded during the switchover"}
+		}
+		m.finish(err)
 		return
 	}
 	o.phase = phaseDrain
@@ -398,6 +409,10 @@ func (m *machine) onUnmounted(e evUnmounted) {
 
 func (m *machine) onDrained(e evDrained) {
 	if m.op == nil || m.op.phase != phaseDrain {
+		return
+	}
+	if m.op.kind == opSwitch {
+		m.drainedSwitch(e.err)
 		return
 	}
 	if e.err != nil {

@@ -361,6 +361,9 @@ func (m *machine) supersede(rec Record) {
 func (m *machine) abdicate(reason string) {
 	m.event(true, "%s", reason)
 	m.change = nil
+	if m.op != nil && m.op.kind == opSwitch && m.op.phase == phaseCheck {
+		m.finish(&refusal{reason}) // nothing was begun
+	}
 	m.stepDown(reason, false)
 	o := m.op
 	switch {

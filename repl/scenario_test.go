@@ -114,11 +114,11 @@ func (w words) err() error {
 //	history NAME E@SEQ[/CHAIN]:PRIMARY:MEMBERS …
 //	view hist=NAME last=SEQ [demoted=E] [sealed=E] [fresh] [yield] [resync] [drained] [faulted] [heard=NAME] [before]
 //	peers NAME…                   gossip; a leading - : suspected
-//	answer|poke NAME hist=NAME last=SEQ [leading] [fresh] [intent=N]
+//	answer|poke NAME hist=NAME last=SEQ [leading] [fresh] [intent=N] [drained] [resyncing] [unready=WHY]
 //	noanswer NAME [refused]
 //	join NAME [local]; leave NAME; acks NAME=SEQ…; prepared NAME E; begun
 //	tick DURATION [TIMES]         time passes; those in acks are heard
-//	promote [down] [force]; demote; rejoin [giveup]
+//	promote [down] [force] [from=NODE]; demote; rejoin [giveup]; switch [NAME]; handover NAME [error]
 //	tail NAME|ready|mounted|unmounted|drained [error]
 //	ended NAME [joined] [stale] [unreachable] [refused] [diverged] [again]
 func (p *play) do(out *strings.Builder, args []string) {
@@ -145,7 +145,8 @@ func (p *play) do(out *strings.Builder, args []string) {
 	case "answer", "poke":
 		h := p.hists[w["hist"]]
 		p.step(out, evAnswer{slot: slot, node: name, poke: args[0] == "poke", answer: answer{
-			hasStore: !w.has("fresh"), leading: w.has("leading"), intent: intent(w.num("intent", 0)), hist: h, last: p.pos(h, w.num("last", 0))}})
+			hasStore: !w.has("fresh"), leading: w.has("leading"), intent: intent(w.num("intent", 0)), hist: h, last: p.pos(h, w.num("last", 0)),
+			Condition: Condition{Drained: w.has("drained"), Resyncing: w.has("resyncing"), Unready: w["unready"]}}})
 	case "noanswer":
 		p.step(out, evNoAnswer{slot, w.has("refused")})
 	case "join":
@@ -195,9 +196,13 @@ func (p *play) command(out *strings.Builder, verb, name string, w words) {
 	slot := slotOf(name)
 	switch verb {
 	case "promote":
-		p.step(out, evPromote{1, PromoteOptions{OldPrimaryIsDown: w.has("down"), Force: w.has("force")}})
+		p.step(out, evPromote{1, PromoteOptions{OldPrimaryIsDown: w.has("down"), Force: w.has("force"), handover: w["from"]}})
 	case "demote":
 		p.step(out, evDemote{id: 1, reason: "demoted by operator"})
+	case "switch":
+		p.step(out, evSwitch{1, slot})
+	case "handover":
+		p.step(out, evHandover{slot, w.err()})
 	case "rejoin":
 		p.step(out, evRejoin{1, w.has("giveup")})
 	case "tail":

@@ -183,6 +183,8 @@ func (s *Server) dispatch(ctx context.Context, l *link, h hello) {
 		m.serveFetch(ctx, l)
 	case forNote:
 		m.serveNote(l, h)
+	case forHandover:
+		m.serveHandover(ctx, l, h)
 	case forResync:
 		m.serveResync(ctx, l, h)
 	default:

@@ -15,13 +15,14 @@ const Protocol = 1
 type purpose string
 
 const (
-	forStream  purpose = "stream"  // a replica asks the primary for the entries after its own
-	forTail    purpose = "tail"    // a slot on the path to primary asks for a member's longer tail
-	forFetch   purpose = "fetch"   // content by id and checksum
-	forResync  purpose = "resync"  // objects of a snapshot
-	forCommand purpose = "command" // an operator's command for this node
-	forNote    purpose = "note"    // a primary, or a slot about to be, asks to note that the other may join an epoch
-	forStatus  purpose = "status"  // what a node's slots are; also tells what the asker is
+	forStream   purpose = "stream"   // a replica asks the primary for the entries after its own
+	forTail     purpose = "tail"     // a slot on the path to primary asks for a member's longer tail
+	forFetch    purpose = "fetch"    // content by id and checksum
+	forResync   purpose = "resync"   // objects of a snapshot
+	forHandover purpose = "handover" // the primary asks this replica to take over
+	forCommand  purpose = "command"  // an operator's command for this node
+	forNote     purpose = "note"     // a primary, or a slot about to be, asks to note that the other may join an epoch
+	forStatus   purpose = "status"   // what a node's slots are; also tells what the asker is
 )
 
 // hello is the first frame of every connection.

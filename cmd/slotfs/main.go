@@ -110,7 +110,7 @@ which they find in the config: --config, $` + config.EnvPath + `, or
 	}
 	add("node", a.initCmd(), a.createCmd(), a.serveCmd(), a.witnessCmd())
 	add("look", a.statusCmd(), a.digestCmd(), a.logCmd(), a.metricsCmd())
-	add("act", a.promoteCmd(), a.demoteCmd(), a.rejoinCmd())
+	add("act", a.promoteCmd(), a.demoteCmd(), a.switchCmd(), a.drainCmd(), a.undrainCmd(), a.rejoinCmd())
 	add("fix", a.checkCmd(), a.recoverCmd(), a.ledgerCmd())
 	root.AddCommand(a.versionCmd(), exitCodesCmd(), a.memberCmd())
 	root.InitDefaultCompletionCmd()

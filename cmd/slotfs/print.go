@@ -130,6 +130,13 @@ func nodeState(n *gossip.Member) string {
 }
 
 func role(r *row) string {
+	if r.slot.Drained {
+		return shownRole(r) + ", drained"
+	}
+	return shownRole(r)
+}
+
+func shownRole(r *row) string {
 	if !r.alive {
 		return "(" + r.slot.Role + ")"
 	}

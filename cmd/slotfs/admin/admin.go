@@ -12,6 +12,8 @@
 //	POST /v1/promote   PromoteRequest   Outcome
 //	POST /v1/demote    DemoteRequest    Outcome
 //	POST /v1/rejoin    RejoinRequest    Outcome
+//	POST /v1/switch    SwitchRequest    Outcome of the new primary
+//	POST /v1/drain     DrainRequest     Drained
 //	GET  /v1/at-risk?store=S            RiskLine: messages that are not on two nodes
 //	GET  /v1/missing?store=S            RiskLine: what other slots are known to have and this one has not
 //	GET  /metrics                       Prometheus' text format
@@ -153,6 +155,33 @@ type RejoinRequest struct {
 	Store string `json:"store"`
 }
 
+// SwitchRequest asks a store's primary to hand over to a replica.
+type SwitchRequest struct {
+	Store string `json:"store"`
+	To    string `json:"to,omitempty"` // node; empty: the best one
+}
+
+// DrainRequest moves a node's primaries away, and keeps them away; or ends that.
+type DrainRequest struct {
+	Node string `json:"node"`
+	On   bool   `json:"on"`
+}
+
+// Drained is what came of a DrainRequest.
+type Drained struct {
+	Node   string         `json:"node"`
+	On     bool           `json:"on"`
+	Stores []DrainedStore `json:"stores"`
+}
+
+// DrainedStore is one slot of a drained node.
+type DrainedStore struct {
+	Store string `json:"store"`
+	To    string `json:"to,omitempty"` // node whose slot is primary now; empty: it was not primary here
+	Epoch uint64 `json:"epoch,omitempty"`
+	Error string `json:"error,omitempty"` // why it still is primary here
+}
+
 // Outcome is what came of an operation.
 type Outcome struct {
 	Store string    `json:"store"`
@@ -162,4 +191,6 @@ type Outcome struct {
 	Pos   op.Pos    `json:"pos"`
 	Mount string    `json:"mount"`
 	Text  string    `json:"text,omitempty"`
+	// HeldMS is for how many milliseconds a switchover held calls back.
+	HeldMS int64 `json:"held_ms,omitempty"`
 }

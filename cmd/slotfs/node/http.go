@@ -38,6 +38,8 @@ func (n *Node) serveHTTP(wg *sync.WaitGroup) {
 	mux.HandleFunc("POST /v1/promote", handle(n.promote))
 	mux.HandleFunc("POST /v1/demote", handle(n.demote))
 	mux.HandleFunc("POST /v1/rejoin", handle(n.rejoin))
+	mux.HandleFunc("POST "+pathSwitch, handle(n.switchOver))
+	mux.HandleFunc("POST "+pathDrain, handle(n.drain))
 	mux.HandleFunc("GET "+pathAtRisk, n.getAtRisk)
 	mux.HandleFunc("GET /v1/missing", n.getMissing)
 	n.serve(wg, &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}, "admin", n.admin)

@@ -295,6 +295,8 @@ func (n *Node) makeMembers() error {
 	n.Server = repl.NewServer(n.Config.Node, n.Identity.Cluster.ID, n.Identity.ServerTLS(), n.Log)
 	n.Server.Client, n.Server.Command = n.Identity.ClientTLS(), n.command
 	n.remote = http.NewServeMux()
+	n.remote.HandleFunc("POST "+pathSwitch, handle(n.switchOver))
+	n.remote.HandleFunc("POST "+pathDrain, handle(n.drain))
 	n.remote.HandleFunc("GET "+pathAtRisk, n.getAtRisk)
 	peers := &peers{n.Gossip}
 	for _, s := range n.Slots {
@@ -305,7 +307,7 @@ func (n *Node) makeMembers() error {
 			FailoverTimeout: n.Config.FailoverTimeout, FailoverPause: n.Config.FailoverPause,
 			Timeout: n.Config.ReplicaTimeout, StopOnLoss: s.Conf.OnReplicaLoss == config.Stop,
 			Local: s.Conf.Durability == config.Local, LogMax: s.Conf.LogMax, Logger: n.Log,
-			OnEvent: func(repl.Event) { n.publishSoon() }, Record: s.Meta.Record,
+			OnEvent: func(repl.Event) { n.publishSoon() }, Ready: s.ready, Record: s.Meta.Record,
 		})
 		if err != nil {
 			return fmt.Errorf("start replication of %s: %w", s.Conf.Store, err)

@@ -137,7 +137,7 @@ func (s *Slot) gossip() gossip.Slot {
 	st := s.Member.State()
 	g.Role, g.Epoch, g.Pos = string(st.Role), st.Epoch, gossip.Pos(st.Pos)
 	g.Committed, g.Applied = st.Commit, st.Applied
-	g.InSync = st.InSync
+	g.InSync, g.Drained = st.InSync, st.Drained
 	for _, m := range st.Members {
 		g.Members = append(g.Members, m.String())
 	}

@@ -43,6 +43,7 @@ type Slot struct {
 	lastHook   *admin.HookOutcome
 	lastHooks  map[string]*admin.HookOutcome // by hook
 	mountError string
+	refusedAt  time.Time      // when the mount last began to refuse changes
 	hooks      sync.WaitGroup // on_promote runs
 
 	recheck chan struct{} // wakes watchDegraded
@@ -189,6 +190,9 @@ func (s *Slot) Unmount(ctx context.Context, reason string) error {
 	if f == nil {
 		return nil
 	}
+	s.mu.Lock()
+	s.refusedAt = time.Now()
+	s.mu.Unlock()
 	f.Refuse(syscall.EROFS)
 	uctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unmountTimeout)
 	defer cancel()
