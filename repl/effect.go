@@ -292,11 +292,15 @@ func (r *Member) status() SlotStatus {
 	r.mu.Lock()
 	hist, split, yield, drained := r.hist, r.pub.split, r.notes.Yield, r.notes.Drained
 	r.mu.Unlock()
+	auto, ago := r.auto.Load(), time.Duration(0)
+	if auto > 0 {
+		ago = r.clock() - time.Duration(r.autoAt.Load())
+	}
 	s := SlotStatus{
 		Store: r.Store, StoreID: r.storeID(), Slot: r.ID, Role: r.role.Load().(Role), Leading: r.leading.Load(),
 		Intent: intent(r.intent.Load()),
 		Last:   r.Log.Last(), Applied: r.Log.Applied.Get(), History: hist, Diverged: split, Yield: yield,
-		Condition: Condition{Resyncing: r.resyncing() || r.incomplete(), Drained: drained, Sealed: r.Log.Sealed(), Auto: r.auto.Load(), Unfit: r.unfit.Load().(string)},
+		Condition: Condition{Resyncing: r.resyncing() || r.incomplete(), Drained: drained, Sealed: r.Log.Sealed(), Auto: auto, AutoAgo: ago, Unfit: r.unfit.Load().(string)},
 	}
 	if r.Ready != nil {
 		if err := r.Ready(); err != nil {

@@ -130,6 +130,7 @@ type Member struct {
 	leading atomic.Bool   // replicas may stream from here
 	intent  atomic.Uint32 // what the machine tells of its path to primary
 	auto    atomic.Uint64 // and of the last epoch that it began by a failover
+	autoAt  atomic.Int64  // clock of when that was
 	unfit   atomic.Value  // string: and of why it does not become primary by itself
 	role    atomic.Value
 	changed notifier
@@ -357,7 +358,10 @@ func (r *Member) step(e event) {
 	r.intent.Store(uint32(r.m.intent())) // before anybody is asked
 	if r.m.reg != nil {
 		r.unfit.Store(r.m.unfit())
-		r.auto.Store(r.m.tookOver)
+		if r.auto.Load() != r.m.tookOver {
+			r.autoAt.Store(int64(r.clock()))
+			r.auto.Store(r.m.tookOver)
+		}
 	}
 	for _, f := range fx {
 		r.execute(f)

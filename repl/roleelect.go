@@ -131,20 +131,21 @@ func latest(times ...time.Time) time.Time {
 	return slices.MaxFunc(times, time.Time.Compare)
 }
 
-// automatic notes that epoch began by an automatic failover.
-func (m *machine) automatic(epoch uint64) {
+// automatic notes that epoch began by an automatic failover, some time ago.
+func (m *machine) automatic(epoch uint64, ago time.Duration) {
 	g := m.reg
 	if g == nil || epoch <= g.auto {
 		return
 	}
 	g.auto = epoch
-	switch quiet := m.now.Sub(g.moved); {
+	at := m.now.Add(-max(ago, 0))
+	switch quiet := at.Sub(g.moved); {
 	case g.moved.IsZero() || quiet > g.rest+10*g.pause:
 		g.rest = g.pause
 	default:
 		g.rest = min(2*g.rest, maxPause)
 	}
-	g.moved = m.now
+	g.moved = at
 }
 
 // advanceRegister moves an operation on the path to primary on.

@@ -73,7 +73,7 @@ func (m *machine) onAnswer(e evAnswer) {
 		if e.leading && e.last.Epoch >= m.reg.rec.Epoch {
 			m.reg.heardPrimary = m.now
 		}
-		m.automatic(e.Auto)
+		m.automatic(e.Auto, e.AutoAgo)
 	}
 	if news && !m.leading && m.op == nil && m.target != e.slot {
 		m.retry = time.Time{} // follow at once

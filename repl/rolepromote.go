@@ -280,7 +280,7 @@ func (m *machine) begin() {
 		m.nonce = begin.nonce
 		if o.auto && !strings.HasPrefix(o.reason, "resumed") {
 			m.tookOver = o.epoch
-			m.automatic(o.epoch)
+			m.automatic(o.epoch, 0)
 		}
 	}
 	for _, p := range m.peers {

@@ -2,6 +2,7 @@ package repl
 
 import (
 	"encoding/json"
+	"time"
 
 	"slotfs/meta"
 	"slotfs/meta/op"
@@ -96,6 +97,8 @@ type Condition struct {
 	Sealed uint64 `json:"sealed,omitempty"`
 	// Auto is the last epoch that it began by an automatic failover.
 	Auto uint64 `json:"auto,omitempty"`
+	// AutoAgo is how long ago that was.
+	AutoAgo time.Duration `json:"auto_ago,omitempty"`
 	// Unfit is why it does not become primary by itself, with a register; empty:
 	// it may.
 	Unfit string `json:"unfit,omitempty"`
