@@ -6,12 +6,12 @@ GO    ?= go
 BIN   := bin/slotfs
 
 # Parameters, all optional:
-#   make test   RUN=Regexp TIMEOUT=40m
+#   make test   RUN=Regexp TIMEOUT=80m
 #   make fuzz   FUZZTIME=30s
 #   make soak   SEED=1 ROUNDS=1000
 #   make bench  BENCH="-rounds 5 -only dovecot"
 #   make demo   KEEP=1
-TIMEOUT  ?= 40m
+TIMEOUT  ?= 80m
 RUN      ?=
 FUZZTIME ?= 20s
 SEED     ?=
