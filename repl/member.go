@@ -147,6 +147,9 @@ type published struct {
 	primary op.SlotID
 	target  op.SlotID
 	peers   map[op.SlotID]PeerState
+
+	register *RegisterState
+	barred   string
 }
 
 // New makes a member; Run starts it.

@@ -135,3 +135,29 @@ func (r *Member) serveNote(l *link, h hello) {
 		_, _ = l.next() // until the asker hangs up
 	}
 }
+
+// registerState is what the machine knows of the register, for people.
+func (r *Member) registerState() *RegisterState {
+	m := r.m
+	if m.reg == nil {
+		return nil
+	}
+	g := m.reg
+	s := &RegisterState{Found: g.found, Read: g.at.Round(0), Trouble: g.trouble}
+	if g.found {
+		s.Epoch, s.Primary, s.Nonce, s.Reason = g.rec.Epoch, m.label(g.rec.Primary), g.rec.Nonce, g.rec.Reason
+		for _, slot := range g.rec.InSync {
+			s.InSync = append(s.InSync, m.label(slot))
+		}
+	}
+	if reach := m.v.reach; !reach.OK() {
+		s.Unreachable, s.Error = reach.Since, reach.Error
+		if s.Trouble == "" {
+			s.Trouble = "register unreachable since the start: roles cannot change"
+			if !reach.Since.IsZero() {
+				s.Trouble = fmt.Sprintf("register unreachable since %s: roles cannot change", reach.Since.Format(time.DateTime))
+			}
+		}
+	}
+	return s
+}

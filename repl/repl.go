@@ -84,6 +84,12 @@ type State struct {
 	Diverged string `json:"diverged,omitempty"`
 	Faulted  string `json:"faulted,omitempty"`
 
+	// Register is what this slot knows of the register; nil: there is none.
+	Register *RegisterState `json:"register,omitempty"`
+	// NotPromotable is why this slot would not become primary now, by itself or
+	// without --force; empty: it would. Only with a register.
+	NotPromotable string `json:"not_promotable,omitempty"`
+
 	// Heard is when a replica last heard the primary.
 	Heard     time.Time `json:"heard,omitzero"`
 	LastError string    `json:"last_error,omitempty"`
@@ -92,6 +98,22 @@ type State struct {
 	Peers  []PeerState        `json:"peers"`
 	Resync *meta.ResyncStatus `json:"resync,omitempty"`
 	Events []Event            `json:"events,omitempty"` // the latest, oldest first
+}
+
+// RegisterState is the register as a slot sees it.
+type RegisterState struct {
+	Found   bool      `json:"found"` // there is a record of the store
+	Epoch   uint64    `json:"epoch,omitempty"`
+	Primary string    `json:"primary,omitempty"` // node
+	InSync  []string  `json:"in_sync,omitempty"` // nodes
+	Nonce   Nonce     `json:"nonce,omitzero"`
+	Reason  string    `json:"reason,omitempty"` // of the last change
+	Read    time.Time `json:"read,omitzero"`    // when the record was last read
+	// Unreachable is since when no majority answers; zero: one does.
+	Unreachable time.Time `json:"unreachable,omitzero"`
+	Error       string    `json:"error,omitempty"`
+	// Trouble says in a sentence why no role can change; empty: roles can.
+	Trouble string `json:"trouble,omitempty"`
 }
 
 // PeerState is what a slot knows of another one of its store.

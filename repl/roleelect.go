@@ -399,3 +399,29 @@ func (m *machine) record(epoch uint64, members []op.SlotID, store meta.StoreID, 
 	}
 	return r
 }
+
+// barred says for people why this slot would not become primary now.
+func (m *machine) barred() string {
+	if m.reg == nil || m.leading {
+		return ""
+	}
+	if why := m.unfit(); why != "" {
+		return why
+	}
+	g := m.reg
+	switch {
+	case g.trouble != "":
+		return "register: " + g.trouble
+	case !m.v.hasStore:
+		return "it is empty"
+	case g.at.IsZero():
+		return "the register has not answered yet"
+	case !g.found:
+		return "the register has no record of the store"
+	case !g.rec.Has(m.self):
+		return fmt.Sprintf("it is not in the in-sync set of epoch %d", g.rec.Epoch)
+	case !m.holds(g.rec):
+		return fmt.Sprintf("it cannot prove that it belongs to epoch %d", g.rec.Epoch)
+	}
+	return ""
+}

@@ -65,6 +65,7 @@ func (r *Member) publish(notify bool) {
 		s.Common = r.common(x)
 		p.peers[x.slot] = s
 	}
+	p.register, p.barred = r.registerState(), m.barred()
 	r.mu.Lock()
 	p.role, p.since = r.pub.role, r.pub.since
 	r.pub = p
@@ -85,6 +86,7 @@ func (r *Member) State() State {
 		LastError: r.lastErr, ErrorTime: r.errTime, Events: slices.Clone(r.events),
 		Drained: r.notes.Drained,
 	}
+	s.Register, s.NotPromotable = p.register, p.barred
 	if p.role == Replica {
 		s.Heard, s.HeardSeq = r.heard, max(r.heardSeq.Load(), r.notes.HeardSeq)
 	}

@@ -51,6 +51,7 @@ func printStatus(w io.Writer, s *admin.Status) error {
 		notes = append(notes, p.Text)
 	}
 	notes = append(notes, alone(s)...)
+	notes = append(notes, roles(s)...)
 	notes = append(notes, s.Warnings...)
 	if len(notes) > 0 {
 		fmt.Fprintln(w)
