@@ -211,6 +211,11 @@ func (w *xworld) deliver(q *xmsg) bool {
 	case effAsk:
 		q.reply = evAnswer{slot: q.to.id, node: nameOf(q.to.id), answer: q.to.answer(w)}
 		q.to.post(evAnswer{slot: q.from.id, node: nameOf(q.from.id), poke: true, answer: q.from.answer(w)})
+	case effHandover:
+		if !q.asked {
+			q.asked = true
+			q.to.post(evPromote{id: q.number, opts: PromoteOptions{handover: "another"}})
+		}
 	case effTail:
 		q.reply = evTail{q.to.id, w.tail(q.from, q.to)}
 	case effPrepare:
@@ -240,6 +245,8 @@ func (w *xworld) unanswered(q *xmsg, refused bool) {
 	switch f := q.what.(type) {
 	case effAsk:
 		q.from.post(evNoAnswer{slot: f.slot, refused: refused})
+	case effHandover:
+		q.from.post(evHandover{f.slot, err})
 	case effTail:
 		q.from.post(evTail{f.slot, err})
 	case effPrepare:

@@ -69,15 +69,16 @@ const (
 	aPromote
 	aDemote
 	aDrain
+	aSwitch
 	acts
 )
 
 var actNames = [acts]string{"time", "event", "stream", "message", "lose message", "register", "reply", "lose reply", "append", "flush", "break", "cut", "heal",
-	"crash", "start", "stand still", "go on", "fault", "wipe", "snapshot", "restore", "promote", "demote", "drain"}
+	"crash", "start", "stand still", "go on", "fault", "wipe", "snapshot", "restore", "promote", "demote", "drain", "switch"}
 
 // weights say how often each kind is drawn.
 var weights = [acts]int{aTime: 240, aEvent: 700, aStream: 1000, aMessage: 300, aLoseMessage: 8, aRegister: 150, aReply: 150, aLoseReply: 10,
-	aAppend: 150, aFlush: 200, aBreak: 2, aCut: 3, aHeal: 5, aCrash: 3, aStart: 6, aStill: 5, aGoOn: 12, aFault: 1, aWipe: 1, aSnap: 2, aRestore: 1, aPromote: 2, aDemote: 1, aDrain: 1}
+	aAppend: 150, aFlush: 200, aBreak: 2, aCut: 3, aHeal: 5, aCrash: 3, aStart: 6, aStill: 5, aGoOn: 12, aFault: 1, aWipe: 1, aSnap: 2, aRestore: 1, aPromote: 2, aDemote: 1, aDrain: 1, aSwitch: 4}
 
 func (a act) String() string {
 	return fmt.Sprintf("%s %d %d %d", actNames[a.kind], a.n, a.k, a.r)
@@ -308,6 +309,8 @@ func (w *xworld) disaster(n *xnode, a act) {
 		if a.r%8 == 0 {
 			n.post(evDemote{id: 1, reason: "demoted by operator"})
 		}
+	case aSwitch:
+		n.post(evSwitch{id: 1})
 	case aDrain:
 		n.drained = a.r%4 == 0
 	}

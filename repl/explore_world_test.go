@@ -107,6 +107,8 @@ type xmsg struct {
 	life     int
 	what     effect
 	reply    event
+	number   uint64 // of a handover: the command's, over there
+	asked    bool
 }
 
 // xreg is a request to the register.
@@ -331,6 +333,15 @@ func (w *xworld) execute(n *xnode, f effect) {
 		n.post(evUnmounted{})
 	case effDrain:
 		n.draining = true
+	case effHandover:
+		w.numbers++
+		w.msgs = append(w.msgs, &xmsg{from: n, to: w.node(f.slot), life: n.life, what: f, number: w.numbers})
+	case effReply:
+		for _, q := range w.msgs {
+			if h, ok := q.what.(effHandover); ok && q.number == f.id && q.to == n {
+				q.reply = evHandover{h.slot, f.err}
+			}
+		}
 	}
 }
 
