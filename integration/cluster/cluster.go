@@ -108,7 +108,7 @@ func New(d *scratch.Dir, nodes int, o Options) (*Cluster, error) {
 		first = append(first, n)
 	}
 	if o.Witness {
-		w, err := c.node("w", nodes)
+		w, err := c.node("w", -1)
 		if err != nil {
 			return nil, err
 		}
@@ -153,7 +153,7 @@ func (c *Cluster) join(n *Node) error {
 	return nil
 }
 
-// node finds directories and addresses for node i (from 0).
+// node finds directories and addresses for node i (from 0; -1 is the witness).
 func (c *Cluster) node(name string, i int) (*Node, error) {
 	n := &Node{Name: name, cluster: c, Dir: filepath.Join(c.Scratch.Path, name)}
 	for i := 2; ; i++ { // two nodes may have one name: that is a test
@@ -163,7 +163,7 @@ func (c *Cluster) node(name string, i int) (*Node, error) {
 		n.Dir = filepath.Join(c.Scratch.Path, fmt.Sprintf("%s.%d", name, i))
 	}
 	n.Data = filepath.Join(n.Dir, "data")
-	if c.options.Data != nil {
+	if c.options.Data != nil && i >= 0 {
 		n.Data = c.options.Data(i)
 	}
 	n.Config = filepath.Join(n.Dir, "slotfs.toml")
