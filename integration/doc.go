@@ -5,6 +5,9 @@
 //
 //	scratch    a directory from which nothing survives: processes, mounts, loop devices
 //	cluster    nodes of slotfs as processes
+//	netns      hosts of their own, and a network between them that can be cut
+//	sender     MTAs that deliver to whichever node takes the mail
+//	history    what was acknowledged against what is there, and the log
 //	workload   a Maildir writer that knows what a crash may take
 //	loop       ext4 in a file
 //	powerloss  a disk that forgets what was not flushed
@@ -16,6 +19,7 @@
 // from $SLOTFS_BIN or bin/slotfs. These variables change what they do:
 //
 //	SLOTFS_SEED         the seed of what is random; printed by every test that uses it
-//	SLOTFS_SOAK_ROUNDS  rounds of TestKill and TestPowerLoss ("make soak")
+//	SLOTFS_SOAK_ROUNDS  rounds of TestKill, TestPowerLoss and the campaigns of faults ("make soak")
+//	SLOTFS_FAULTS       a regular expression: only faults with such a name in TestFaults and TestFaultsMail
 //	SLOTFS_KEEP_LOGS    a directory to which a failed test copies its nodes' logs
 package integration

@@ -22,7 +22,7 @@ import (
 func TestFaults(t *testing.T) {
 	s := seed(t)
 	w := newWorld(t, s, true, cluster.Options{})
-	c := &campaign{world: w, seed: s, kinds: kinds(true), outages: outages{}}
+	c := &campaign{world: w, seed: s, kinds: chosen(t, kinds(true)), outages: outages{}}
 	c.extra, c.judged = c.maildirs, c.judge
 	for i := range 2 {
 		name := fmt.Sprint("writer", i)
@@ -64,7 +64,7 @@ func (c *campaign) draw() []fault {
 		n = 2 + c.rng.IntN(2)
 	}
 	var list []fault
-	for _, i := range c.rng.Perm(len(c.kinds))[:n] {
+	for _, i := range c.rng.Perm(len(c.kinds))[:min(n, len(c.kinds))] {
 		list = append(list, c.kinds[i])
 	}
 	return list

@@ -4,7 +4,10 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"syscall"
+	"testing"
 	"time"
 
 	"slotfs/integration/cluster"
@@ -178,6 +181,15 @@ func blackout(name string, who ...string) fault {
 			}
 		}
 	}}
+}
+
+// chosen are the faults of which $SLOTFS_FAULTS, a regular expression, matches
+// the name; all if it is not set.
+func chosen(t *testing.T, all []fault) []fault {
+	t.Helper()
+	only, err := regexp.Compile(os.Getenv("SLOTFS_FAULTS"))
+	must(t, err)
+	return slices.DeleteFunc(all, func(f fault) bool { return !only.MatchString(f.name) })
 }
 
 // kinds are all faults; those of disks only where there are disks to harm.

@@ -24,7 +24,7 @@ import (
 func TestFaultsMail(t *testing.T) {
 	s := seed(t)
 	w := newWorld(t, s, false, cluster.Options{}, mailHooks)
-	c := &mailCampaign{campaign: campaign{world: w, seed: s, kinds: kinds(false), outages: outages{}}}
+	c := &mailCampaign{campaign: campaign{world: w, seed: s, kinds: chosen(t, kinds(false)), outages: outages{}}}
 	c.extra, c.judged = c.run, c.judgeMail
 	for i := range 3 {
 		f := &flagger{user: fmt.Sprint("user", i), uids: &c.uids, rng: newRand(s + uint64(i)), set: map[uint64][]string{}}
