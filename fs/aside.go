@@ -1,10 +1,13 @@
 package fs
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"strconv"
+	"syscall"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
 
@@ -42,9 +45,32 @@ func aside(f func() error) error {
 	return <-done
 }
 
+// newServer is fuse.NewServer, but no process that this one starts gets its
+// descriptor of /dev/fuse, which go-fuse leaves open across exec. With it, a mail
+// server that a hook has started would keep the mount of a daemon that was
+// killed from dying: calls would wait for ever, and the next start with them.
+func newServer(f fuse.RawFileSystem, dir string, o *fuse.MountOptions) (*fuse.Server, error) {
+	if !o.DirectMountStrict { // fusermount's descriptor is closed on exec
+		return fuse.NewServer(f, dir, o)
+	}
+	syscall.ForkLock.RLock() // nothing is started meanwhile
+	defer syscall.ForkLock.RUnlock()
+	server, err := fuse.NewServer(f, dir, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := eachFuse("/proc/self/fd", func(fd int) error { syscall.CloseOnExec(fd); return nil }); err != nil {
+		return nil, errors.Join(err, server.Unmount())
+	}
+	return server, nil
+}
+
 // forgetFuse closes the descriptors of /dev/fuse in this thread's table.
-func forgetFuse() error {
-	dir, err := unix.Open("/proc/thread-self/fd", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+func forgetFuse() error { return eachFuse("/proc/thread-self/fd", unix.Close) }
+
+// eachFuse calls do for each descriptor of /dev/fuse in a table.
+func eachFuse(table string, do func(fd int) error) error {
+	dir, err := unix.Open(table, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("list descriptors: %w", err)
 	}
@@ -69,8 +95,8 @@ func forgetFuse() error {
 		if n, err := unix.Readlinkat(dir, name, link); err != nil || string(link[:n]) != "/dev/fuse" {
 			continue // also those that are gone by now
 		}
-		if err := unix.Close(fd); err != nil {
-			return fmt.Errorf("close descriptor %d: %w", fd, err)
+		if err := do(fd); err != nil {
+			return fmt.Errorf("descriptor %d of /dev/fuse: %w", fd, err)
 		}
 	}
 	return nil

@@ -72,6 +72,19 @@ func TestKilledWhileWaitingForItself(t *testing.T) {
 	}
 }
 
+// What a process that serves a mount starts does not inherit it: a mail server
+// that a hook has started must not keep a killed daemon's mount alive.
+func TestDeviceIsNotInherited(t *testing.T) {
+	newWorld(t)
+	out, err := exec.Command("ls", "-l", "/proc/self/fd").CombinedOutput()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(out), "/dev/fuse") {
+		t.Errorf("a child has /dev/fuse:\n%s", out)
+	}
+}
+
 // abort ends the connection of the file system mounted at dir: fuse(4).
 func abort(t *testing.T, dir string) {
 	t.Helper()

@@ -79,7 +79,7 @@ func Mount(dir string, s *meta.Slot, o Options) (*FS, error) {
 	if o.ProtectMountPoint {
 		protect(dir, f.log)
 	}
-	if f.server, err = fuse.NewServer(f, dir, f.mountOptions()); err != nil {
+	if f.server, err = newServer(f, dir, f.mountOptions()); err != nil {
 		f.cancel(errUnmounting)
 		return nil, &MountError{Dir: dir, Reason: err, Remedy: "is the fuse module loaded, and is this root or fusermount3 installed?"}
 	}
