@@ -19,7 +19,8 @@
 //	  xxh64         of the content, 16 hexadecimal digits (of files over 1 MiB the
 //	                combination of their blocks, package op)
 //	  sha256        of the content, 64 hexadecimal digits
-//	  content       verified: it was read and matches; damaged: it could not be
+//	  content       verified: it was read and matches; damaged: it could not be;
+//	                removed: it was removed while the list was being made
 //	  path          from the store's root
 //	  message-id    of its header; may be empty
 //	(an empty line)

@@ -34,6 +34,7 @@ const (
 const (
 	Verified = "verified"
 	Damaged  = "damaged"
+	Removed  = "removed" // while the list was being made
 )
 
 // Head says what a list is of.

@@ -111,7 +111,7 @@ which they find in the config: --config, $` + config.EnvPath + `, or
 	add("node", a.initCmd(), a.createCmd(), a.serveCmd(), a.witnessCmd())
 	add("look", a.statusCmd(), a.digestCmd(), a.logCmd(), a.metricsCmd())
 	add("act", a.promoteCmd(), a.demoteCmd(), a.switchCmd(), a.drainCmd(), a.undrainCmd(), a.rejoinCmd())
-	add("fix", a.checkCmd(), a.recoverCmd(), a.ledgerCmd())
+	add("fix", a.checkCmd(), a.recoverCmd(), a.ledgerCmd(), a.evidenceCmd())
 	root.AddCommand(a.versionCmd(), exitCodesCmd(), a.memberCmd())
 	root.InitDefaultCompletionCmd()
 	for _, c := range root.Commands() {
@@ -211,6 +211,7 @@ func exitCodesCmd() *cobra.Command {
   7  slotfs is not running, or its admin socket cannot be reached
   8  the operation was refused in the present state (role, epoch, divergence)
   9  a check found differences
-  10 it wants --yes; nothing was changed`,
+  10 it wants --yes; nothing was changed
+  11 a signed list is not as it was signed`,
 	}
 }

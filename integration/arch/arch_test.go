@@ -67,7 +67,8 @@ var layer = map[string][]string{
 	"repl":          {"meta", "meta/op", "meta/oplog", "meta/ledger"},
 	"repl/register": {"repl", "meta", "meta/op"},
 	"gossip":        {},
-	"cmd":           {"cmd/slotfs/...", "fs", "repl", "repl/register", "gossip", "meta", "meta/op", "meta/oplog", "meta/ledger"},
+	"evidence":      {},
+	"cmd":           {"cmd/slotfs/...", "fs", "repl", "repl/register", "gossip", "meta", "meta/op", "meta/oplog", "meta/ledger", "evidence"},
 	"integration":   {"integration/...", "meta/op"},
 }
 

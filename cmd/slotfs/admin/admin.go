@@ -8,6 +8,8 @@
 //	GET  /v1/digest?store=S&path=P      Digest; with wait=1 when other nodes are at the same seq, or soon
 //	GET  /v1/log?store=S&since=N&user=U a LogLine per line
 //	GET  /v1/ledger?store=S             a ledger.Entry per line; with verify=1 LedgerVerified
+//	GET  /v1/evidence?store=S&user=U    a list of evidence (package evidence)
+//	POST /v1/evidence  a list of evidence  EvidenceReport
 //	POST /v1/check     CheckRequest     meta.Report
 //	POST /v1/promote   PromoteRequest   Outcome
 //	POST /v1/demote    DemoteRequest    Outcome

@@ -69,6 +69,21 @@ func (c *Client) Post(ctx context.Context, path string, in, out any) error {
 	return decode(body, out)
 }
 
+// PostText sends text and decodes the answer into out.
+func (c *Client) PostText(ctx context.Context, path string, text io.Reader, out any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://slotfs"+path, text)
+	if err != nil {
+		return fmt.Errorf("make request: %w", err)
+	}
+	req.Header.Set("Content-Type", "text/plain; charset=utf-8")
+	body, err := c.do(req)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	return decode(body, out)
+}
+
 func decode(r io.Reader, out any) error {
 	if err := json.NewDecoder(r).Decode(out); err != nil {
 		return fmt.Errorf("read the answer: %w", err)

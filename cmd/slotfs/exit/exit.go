@@ -13,6 +13,7 @@
 //	8  the operation was refused in the present state (role, epoch, divergence)
 //	9  a check found differences
 //	10 it wants --yes; nothing was changed
+//	11 a signed list is not as it was signed
 package exit
 
 import "errors"
@@ -33,6 +34,7 @@ const (
 	Refused
 	Differences
 	Unconfirmed
+	Forged
 )
 
 // Error is an error that decides the exit code.

@@ -34,6 +34,8 @@ func (n *Node) serveHTTP(wg *sync.WaitGroup) {
 	mux.HandleFunc("GET /v1/digest", n.getDigest)
 	mux.HandleFunc("GET /v1/log", n.getLog)
 	mux.HandleFunc("GET /v1/ledger", n.getLedger)
+	mux.HandleFunc("GET /v1/evidence", n.getEvidence)
+	mux.HandleFunc("POST /v1/evidence", n.postEvidence)
 	mux.HandleFunc("POST /v1/check", handle(n.check))
 	mux.HandleFunc("POST /v1/promote", handle(n.promote))
 	mux.HandleFunc("POST /v1/demote", handle(n.demote))

@@ -34,6 +34,35 @@ func Load(dir string) (*Cluster, error) {
 	return c, nil
 }
 
+// Authority reads the CA's certificate alone: enough to judge what nodes have
+// signed.
+func Authority(caFile string) (*Cluster, error) {
+	c := &Cluster{Dir: filepath.Dir(caFile)}
+	var err error
+	if c.CA, err = readCert(caFile); err != nil {
+		return nil, err
+	}
+	id, ok := strings.CutPrefix(c.CA.Subject.CommonName, caPrefix)
+	if !ok || !c.CA.IsCA || id == "" {
+		return nil, &Error{File: caFile, Reason: "is not the CA certificate of a slotfs cluster"}
+	}
+	c.ID = id
+	return c, nil
+}
+
+// Trusted reports why leaf is not the certificate of a node of c. That it has
+// expired since does not matter: what it signed was signed before.
+func (c *Cluster) Trusted(leaf *x509.Certificate) error {
+	at := time.Now()
+	if at.After(leaf.NotAfter) {
+		at = leaf.NotAfter
+	}
+	if p := c.check(leaf, at); p != nil {
+		return p
+	}
+	return nil
+}
+
 // LoadNode reads a node's certificate and checks that it is one of c's for
 // the node called name, valid now, and that the key belongs to it.
 func (c *Cluster) LoadNode(name, certFile, keyFile string) (*Node, error) {
