@@ -16,11 +16,13 @@ import (
 // one goes over TCP.
 const inPacket = 1000
 
-// Publish replaces what we say about ourselves: Repl, Software and Slots of s.
+// Publish replaces what we say about ourselves: all of s that is not set by
+// this package.
 func (g *Gossip) Publish(s State) {
 	g.mu.Lock()
 	next := g.self
 	next.Repl, next.Software, next.Slots = s.Repl, s.Software, s.Slots
+	next.Witness, next.Register, next.Trouble = s.Witness, s.Register, s.Trouble
 	if reflect.DeepEqual(next, g.self) {
 		g.mu.Unlock()
 		return
@@ -339,6 +341,11 @@ func (d *delegate) live(n *memberlist.Node, alive bool) {
 	l.alive, l.addr = alive, addr
 	g.changedLocked()
 	self := n.Name == g.self.Name
+	if alive && !was && !self {
+		// It does not know our state, which may not change for days: send it again.
+		g.self.Version++
+		g.wake()
+	}
 	left := g.leftLocked(n.Name)
 	g.mu.Unlock()
 	switch {

@@ -25,6 +25,9 @@ func printStatus(w io.Writer, s *admin.Status) error {
 		if n.Self {
 			name += " *"
 		}
+		if n.Witness {
+			name += " (witness)"
+		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", name, nodeState(&n), age(s.Time, n.Since), n.Gossip, dash(n.Repl), dash(n.Software))
 	}
 	fmt.Fprintln(t)
@@ -46,6 +49,7 @@ func printStatus(w io.Writer, s *admin.Status) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
+	printRegisterLine(w, s)
 	notes = append(notes, findings(s)...)
 	for _, p := range s.Problems {
 		notes = append(notes, p.Text)

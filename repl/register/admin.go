@@ -40,19 +40,38 @@ const scheme = "https://"
 // Members reads the list of members; linearizable unless local is set, which
 // asks whoever answers.
 func (e *Etcd) Members(ctx context.Context, local bool) ([]MemberInfo, error) {
-	var opts []clientv3.OpOption
-	if local {
-		opts = append(opts, clientv3.WithSerializable())
-	}
 	ctx, cancel := context.WithTimeout(ctx, repl.RegisterPatience)
 	defer cancel()
+	if local {
+		return e.localMembers(ctx)
+	}
 	r, err := ask(ctx, e, func(ctx context.Context, c *clientv3.Client) (*clientv3.MemberListResponse, error) {
-		return c.MemberList(ctx, opts...)
+		return c.MemberList(ctx)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list register members: %w", err)
 	}
 	return infos(r.Members), nil
+}
+
+// localMembers asks one endpoint after the other for the list that it has. An
+// answer says nothing about a majority.
+func (e *Etcd) localMembers(ctx context.Context) ([]MemberInfo, error) {
+	err := errNoEndpoints
+	for _, p := range e.ordered() {
+		var c *clientv3.Client
+		if c, err = e.client(ctx, p); err != nil {
+			continue
+		}
+		actx, stop := context.WithTimeout(ctx, hedge)
+		var r *clientv3.MemberListResponse
+		r, err = c.MemberList(actx, clientv3.WithSerializable())
+		stop()
+		if err == nil {
+			return infos(r.Members), nil
+		}
+	}
+	return nil, fmt.Errorf("list register members: %w", err)
 }
 
 func infos(list []*pb.Member) []MemberInfo {

@@ -34,7 +34,10 @@ type endpoint struct {
 	client *clientv3.Client // nil: not connected yet
 }
 
-var errNoEndpoints = errors.New("no register member is known yet")
+var (
+	errNoEndpoints = errors.New("no register member is known yet")
+	errNoAnswer    = errors.New("no answer in time")
+)
 
 // SetEndpoints says where the register is, in the order of preference: URLs,
 // or host:port for TLS. Connections to endpoints that stay are kept.
@@ -149,6 +152,9 @@ func ask[T any](ctx context.Context, e *Etcd, f func(context.Context, *clientv3.
 	last := errNoEndpoints
 	for {
 		list := e.ordered()
+		if len(list) > 0 && last == errNoEndpoints {
+			last = errNoAnswer
+		}
 		answers := make(chan answer, len(list))
 		next, running := 0, 0
 		start := func() {

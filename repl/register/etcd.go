@@ -182,19 +182,32 @@ func (e *Etcd) swap(ctx context.Context, store string, revision int64, value []b
 	return e.decode(store, kvs[0].Value, kvs[0].ModRevision)
 }
 
-// Put writes a record whatever stands there: for restore only.
+// Put writes a record whatever stands there, even garbage: for restore only. It
+// fails if the record changes meanwhile.
 func (e *Etcd) Put(ctx context.Context, store string, rec repl.Record) error {
 	value, err := Encode(&rec)
 	if err != nil {
 		return err
 	}
-	_, err = ask(ctx, e, func(ctx context.Context, c *clientv3.Client) (*clientv3.PutResponse, error) {
-		return c.Put(ctx, e.key(store), string(value))
+	ctx, cancel := context.WithTimeout(ctx, repl.RegisterPatience)
+	defer cancel()
+	r, err := ask(ctx, e, func(ctx context.Context, c *clientv3.Client) (*clientv3.GetResponse, error) {
+		return c.Get(ctx, e.key(store))
 	})
+	if err != nil {
+		return fmt.Errorf("read register: %w", err)
+	}
+	revision := int64(0)
+	if len(r.Kvs) > 0 {
+		revision = r.Kvs[0].ModRevision
+	}
+	now, err := e.swap(ctx, store, revision, value)
 	if err != nil {
 		return fmt.Errorf("write register: %w", err)
 	}
-	e.decode(store, value, 0)
+	if now.rec.Nonce != rec.Nonce || now.rec.Epoch != rec.Epoch {
+		return fmt.Errorf("the record of %s has just been changed to epoch %d", store, now.rec.Epoch)
+	}
 	return nil
 }
 

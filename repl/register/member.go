@@ -132,8 +132,7 @@ func (m *Member) Run(ctx context.Context) error {
 		m.close(e)
 		return nil
 	case err := <-e.Err():
-		m.close(e)
-		return fmt.Errorf("register member: %w", err)
+		last.CompareAndSwap(nil, err.Error())
 	case <-e.Server.StopNotify():
 	}
 	// etcd stops itself when the others have removed it.

@@ -202,20 +202,26 @@ type lastWords struct {
 	to io.Writer // may be nil
 
 	mu   sync.Mutex
+	line []byte // the last one, as far as it was written
 	text string
 }
 
 // Write implements io.Writer.
 func (l *lastWords) Write(b []byte) (int, error) {
-	for line := range strings.Lines(string(b)) {
-		for _, start := range []string{"panic: ", "fatal error: ", "unexpected fault address", "slotfs: "} {
-			l.mu.Lock()
-			if l.text == "" && strings.HasPrefix(line, start) {
-				l.text = strings.TrimSpace(line)
-			}
-			l.mu.Unlock()
+	l.mu.Lock()
+	for _, c := range b {
+		if c != '\n' {
+			l.line = append(l.line, c)
+			continue
 		}
+		for _, start := range []string{"panic: ", "fatal error: ", "unexpected fault address", "slotfs: "} {
+			if l.text == "" && strings.HasPrefix(string(l.line), start) {
+				l.text = string(l.line)
+			}
+		}
+		l.line = l.line[:0]
 	}
+	l.mu.Unlock()
 	if l.to == nil {
 		return len(b), nil
 	}

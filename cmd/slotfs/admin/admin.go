@@ -18,6 +18,10 @@
 //	POST /v1/drain     DrainRequest     Drained
 //	GET  /v1/at-risk?store=S            RiskLine: messages that are not on two nodes
 //	GET  /v1/missing?store=S            RiskLine: what other slots are known to have and this one has not
+//	GET  /v1/register                   RegisterReport
+//	POST /v1/register/add     AddMemberRequest      MembersOutcome
+//	POST /v1/register/remove  RemoveMemberRequest   MembersOutcome
+//	POST /v1/register/restore RestoreRequest        RestoreOutcome
 //	GET  /metrics                       Prometheus' text format
 //
 // A refusal has a status of 400 or more and a Problem as its body.
@@ -48,6 +52,7 @@ type Status struct {
 	Time     time.Time       `json:"time"`
 	Started  time.Time       `json:"started"`
 	PID      int             `json:"pid"`
+	Register Register        `json:"register"`
 	Nodes    []gossip.Member `json:"nodes"`    // all that gossip knows, this one included
 	Slots    []SlotStatus    `json:"slots"`    // of this node
 	Problems []gossip.Report `json:"problems"` // refused peers, conflicts of names

@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"slotfs/repl"
+	"slotfs/repl/register"
 )
 
 // collector reads all metrics from the state at the time of asking: nothing is
@@ -44,8 +45,33 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		gauge(truth(m.Alive), "node_up", "Whether gossip hears the node.", "node", m.Name)
 	}
 	gauge(float64(len(c.n.Gossip.Problems())), "cluster_problems", "Refused peers and conflicts of names, as in status.")
+	c.register(gauge, counter)
 	for _, s := range c.n.Slots {
 		c.slot(s, gauge, counter)
+	}
+}
+
+// register counts what register status shows.
+func (c collector) register(gauge, counter func(v float64, name, help string, kv ...string)) {
+	r := c.n.registerStatus()
+	gauge(truth(c.n.Register != nil), "register_configured", "Whether the node uses a register.", "mode", r.Mode)
+	if c.n.Register == nil {
+		return
+	}
+	gauge(truth(r.Answers), "register_up", "Whether a majority of the register answers; if not, roles cannot change.")
+	gauge(heardAgo(r.Heard), "register_heard_seconds", "Time since the register last answered; -1 if it never did.")
+	gauge(float64(len(r.Garbage)), "register_unusable_records", "Records that cannot be used; their stores change no role.")
+	for _, m := range r.Members {
+		gauge(truth(m.State == "up"), "register_member_up", "Whether the register's member is up.", "member", firstOf(m.Name, m.Peer))
+		gauge(truth(m.Leads), "register_member_leads", "Whether the member leads the register.", "member", firstOf(m.Name, m.Peer))
+	}
+	if r.Member != nil {
+		gauge(truth(r.Member.Phase == register.Running), "register_process_up", "Whether this node's register member runs.")
+		counter(float64(r.Member.Restarts), "register_process_restarts_total", "How often this node's register member ended and was started again.")
+		c.n.Register.mu.Lock()
+		bytes := c.n.Register.local.Bytes
+		c.n.Register.mu.Unlock()
+		gauge(float64(bytes), "register_bytes", "Size of the database of this node's register member.")
 	}
 }
 

@@ -211,7 +211,7 @@ func (n *Node) Status() admin.Status {
 	n.publish()
 	st := admin.Status{
 		Node: n.Config.Node, Cluster: n.Identity.Cluster.ID, Version: n.Version, Time: time.Now(), Started: n.started,
-		PID: os.Getpid(), Nodes: n.Gossip.Members(), Problems: append(n.Gossip.Problems(), n.strangers.list()...),
+		PID: os.Getpid(), Register: n.registerStatus(), Warnings: n.registerWarnings(), Nodes: n.Gossip.Members(), Problems: append(n.Gossip.Problems(), n.strangers.list()...),
 	}
 	for _, s := range n.Slots {
 		st.Slots = append(st.Slots, s.status())
