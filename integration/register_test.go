@@ -314,7 +314,9 @@ func TestRegisterGarbage(t *testing.T) {
 	must(t, err)
 	f.tells(n2, "it was written by a newer one")
 	f.run(n1, "register", "restore", f.Store, "--yes")
-	must(t, n1.WaitRegister("with a record", func(r *cluster.Register) bool { return r.Records[f.Store].Error == "" && r.Records[f.Store].Primary == "n1" }))
+	must(t, n1.WaitRegister("with a record", func(r *cluster.Register) bool {
+		return r.Records[f.Store].Error == "" && r.Records[f.Store].Primary == "n1"
+	}))
 	must(t, n1.Kill())
 	must(t, n2.WaitMounted())
 	must(t, n1.Clear())
