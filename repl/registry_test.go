@@ -15,6 +15,8 @@ type testRegister struct {
 	mu     sync.Mutex
 	rec    Record
 	found  bool
+	bad    error // of Get
+	gets   int
 	swaps  int
 	bell   notifier
 	denied map[string]bool // nodes that cannot reach it
@@ -69,7 +71,8 @@ func (l *line) Get(context.Context, string) (Record, bool, error) {
 	}
 	l.reg.mu.Lock()
 	defer l.reg.mu.Unlock()
-	return l.reg.rec, l.reg.found, nil
+	l.reg.gets++
+	return l.reg.rec, l.reg.found, l.reg.bad
 }
 
 func (l *line) Swap(_ context.Context, _ string, expect uint64, next Record) (Record, bool, error) {
@@ -127,9 +130,12 @@ func registered(t *testing.T, names ...string) (*world, *testRegister, []*node) 
 	reg := &testRegister{}
 	var nodes []*node
 	for _, name := range names {
-		nodes = append(nodes, w.add(name, func(o *Options) {
-			o.Register, o.FailoverTimeout, o.FailoverPause = reg.line(name), 2*testTimeout, time.Millisecond
-		}))
+		l := reg.line(name)
+		n := w.add(name, func(o *Options) {
+			o.Register, o.FailoverTimeout, o.FailoverPause = l, 2*testTimeout, time.Millisecond
+		})
+		n.line = l
+		nodes = append(nodes, n)
 	}
 	w.promote(nodes[0], PromoteOptions{})
 	w.inSync(nodes[0], nodes[1:]...)

@@ -39,6 +39,7 @@ type node struct {
 	cable    *proxy // in front of its listener
 	opts     func(*Options)
 	hooks    *testHooks
+	line     *line // to the register, if there is one
 	slot     testSlot
 	log      *oplog.Log
 	m        *Member
