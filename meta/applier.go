@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"slotfs/meta/ledger"
@@ -16,6 +17,10 @@ type applier struct {
 	mu     sync.Mutex // guards cancel and done
 	cancel context.CancelFunc
 	done   chan struct{}
+
+	// stopAt is the seq to stop at, for a moment, for a snapshot of exactly that
+	// state; 0: go on.
+	stopAt atomic.Uint64
 
 	// torn: Close interrupted an entry, which is in the index and not in the
 	// tree. Read when the goroutine has ended.
@@ -96,6 +101,9 @@ func (s *Slot) applyAll(ctx context.Context) error {
 	for ctx.Err() == nil {
 		committed, durable := s.Log.Committed.Changed(), s.Log.Durable.Changed()
 		to := min(s.Log.Committed.Get(), s.Log.Durable.Get())
+		if stop := a.stopAt.Load(); stop != 0 {
+			to = min(to, max(stop, applied)) // who asked starts it again
+		}
 		if to > applied {
 			next, err := s.applySome(ctx, applied+1, to)
 			if err != nil {

@@ -153,7 +153,7 @@ func (s *Slot) look(e *examined) (int, error) {
 	for i := range max(1, len(n.Names)) {
 		at, release, err := s.tree.nameOf(n, i)
 		if gone(err) {
-			f.missing = "its directory is not in the tree"
+			f.missing = noDirectory
 			continue
 		}
 		if err != nil {
@@ -164,6 +164,9 @@ func (s *Slot) look(e *examined) (int, error) {
 		switch err := unix.Lstat(path, &st); {
 		case gone(err):
 			f.missing = fmt.Sprintf("%q is not in the tree", at.name)
+			if unix.Fstat(at.d.fd, &st) == nil && st.Nlink == 0 {
+				f.missing = noDirectory // removed, and still open here
+			}
 		case err != nil:
 			f.bad = fmt.Errorf("stat: %w", err)
 		case i == 0 || ino == 0:
@@ -184,6 +187,9 @@ func (s *Slot) look(e *examined) (int, error) {
 	}
 	return fd, nil
 }
+
+// noDirectory is how flaws say that it is not the object alone that is missing.
+const noDirectory = "its directory is not in the tree"
 
 // kindOfFile reports whether what was found can be read as the file.
 func (f *flaws) kindOfFile() bool { return f.missing == "" && !f.wrongType }
@@ -284,7 +290,7 @@ func (s *Slot) strays(dir op.ID) ([]string, error) {
 func (s *Slot) mend(ctx context.Context, e *examined, m *mediumReader) (outcome string, err error) {
 	n, f := e.n, &e.flaws
 	path := s.pathOf(n)
-	if f.misplaced != 0 && f.bad != nil || f.wrongType || f.missing != "" && (!s.hasContent(n) || len(n.Names) > 1) {
+	if f.misplaced != 0 && f.bad != nil || f.wrongType || f.missing != "" && (!s.hasContent(n) || len(n.Names) > 1 || f.missing == noDirectory) {
 		// Told by the id: the object that belongs here is elsewhere, or has to be
 		// made.
 		if err := s.replace1(n, f); err != nil {
@@ -337,7 +343,13 @@ func (s *Slot) repairNow(ctx context.Context, n *Inode, cause error) error {
 func (s *Slot) replace1(n *Inode, f *flaws) error {
 	dirs := map[op.ID]bool{}
 	for _, at := range n.Names {
-		dirs[at.Dir] = true
+		// With those above: the directory itself may be missing.
+		for dir := at.Dir; !dirs[dir]; {
+			dirs[dir] = true
+			if d, err := s.ix.inode(dir); err == nil && len(d.Names) > 0 {
+				dir = d.Names[0].Dir
+			}
+		}
 	}
 	text := fmt.Sprintf("%s: put where the index has it", f)
 	if other, err := s.ix.inode(f.misplaced); err == nil && f.misplaced != 0 {

@@ -82,6 +82,38 @@ func (s *Slot) snapshotNow(anyway bool) (*Snapshot, error) {
 	if !anyway && slices.ContainsFunc(names, isNumber) {
 		return nil, nil
 	}
+	return s.openSnapshot()
+}
+
+// ErrPassed: the state asked for was left behind already.
+var ErrPassed = errors.New("the slot is past that entry")
+
+// SnapshotAt opens a snapshot of exactly the state after entry seq, waiting for
+// it until ctx ends; ErrPassed if that is too late. Two slots with a snapshot
+// at the same seq can be compared, whatever goes on meanwhile.
+func (s *Slot) SnapshotAt(ctx context.Context, seq uint64) (*Snapshot, error) {
+	s.admin.Lock()
+	defer s.admin.Unlock()
+	if s.Resyncing() {
+		return nil, fmt.Errorf("snapshot: %w", ErrResyncing)
+	}
+	a := &s.applier
+	a.stopAt.Store(seq)
+	err := s.Log.Applied.Wait(ctx, seq)
+	start := s.pauseApplier()
+	a.stopAt.Store(0)
+	defer start()
+	if err != nil {
+		return nil, fmt.Errorf("snapshot of entry %d: %w", seq, err)
+	}
+	if at := s.ix.current().Pos.Seq; at != seq {
+		return nil, fmt.Errorf("snapshot of entry %d: %w, at %d", seq, ErrPassed, at)
+	}
+	return s.openSnapshot()
+}
+
+// openSnapshot makes a checkpoint and opens it. The applier is not running.
+func (s *Slot) openSnapshot() (*Snapshot, error) {
 	if err := s.checkpoint(); err != nil {
 		return nil, fmt.Errorf("snapshot: %w", err)
 	}

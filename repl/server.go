@@ -185,6 +185,8 @@ func (s *Server) dispatch(ctx context.Context, l *link, h hello) {
 		m.serveNote(l, h)
 	case forHandover:
 		m.serveHandover(ctx, l, h)
+	case forCompare:
+		m.serveCompare(ctx, l)
 	case forResync:
 		m.serveResync(ctx, l, h)
 	default:

@@ -24,6 +24,7 @@ const (
 	forCommand  purpose = "command"  // an operator's command for this node
 	forNote     purpose = "note"     // a primary, or a slot about to be, asks to note that the other may join an epoch
 	forStatus   purpose = "status"   // what a node's slots are; also tells what the asker is
+	forCompare  purpose = "compare"  // is what you hold the same as mine? what do you know of this object?
 )
 
 // hello is the first frame of every connection.
