@@ -50,6 +50,9 @@ func printStatus(w io.Writer, s *admin.Status) error {
 		return err
 	}
 	printRegisterLine(w, s)
+	for _, sl := range s.Slots {
+		fmt.Fprintf(w, "\n%s: %s\n", sl.Store, scrubText(&sl.Scrub, s.Time))
+	}
 	notes = append(notes, findings(s)...)
 	for _, p := range s.Problems {
 		notes = append(notes, p.Text)

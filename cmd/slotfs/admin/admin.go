@@ -10,6 +10,9 @@
 //	GET  /v1/ledger?store=S             a ledger.Entry per line; with verify=1 LedgerVerified
 //	GET  /v1/evidence?store=S&user=U    a list of evidence (package evidence)
 //	POST /v1/evidence  a list of evidence  EvidenceReport
+//	POST /v1/scrub     ScrubRequest     a ScrubLine per line, as it goes on
+//	POST /v1/scrub/pause PauseRequest   meta.ScrubStatus
+//	POST /v1/verify    VerifyRequest    Verified
 //	POST /v1/check     CheckRequest     meta.Report
 //	POST /v1/promote   PromoteRequest   Outcome
 //	POST /v1/demote    DemoteRequest    Outcome
@@ -61,20 +64,21 @@ type Status struct {
 
 // SlotStatus is a slot of this node in full.
 type SlotStatus struct {
-	Store    string        `json:"store"`
-	Mount    string        `json:"mount"`
-	Mounted  bool          `json:"mounted"`
-	Data     string        `json:"data"`
-	Messages uint64        `json:"messages"`
-	Bytes    uint64        `json:"bytes"`
-	Digest   op.Digest     `json:"digest"`
-	DigestAt uint64        `json:"digest_at"` // seq
-	Repl     repl.State    `json:"replication"`
-	Findings []meta.Event  `json:"findings,omitempty"` // the latest, oldest first
-	Hook     *HookOutcome  `json:"hook,omitempty"`     // the last one that ran
-	Hooks    []HookOutcome `json:"hooks,omitempty"`    // the last run of each
-	Mail     *MountTraffic `json:"traffic,omitempty"`
-	Error    string        `json:"error,omitempty"`
+	Store    string           `json:"store"`
+	Mount    string           `json:"mount"`
+	Mounted  bool             `json:"mounted"`
+	Data     string           `json:"data"`
+	Messages uint64           `json:"messages"`
+	Bytes    uint64           `json:"bytes"`
+	Digest   op.Digest        `json:"digest"`
+	DigestAt uint64           `json:"digest_at"` // seq
+	Repl     repl.State       `json:"replication"`
+	Scrub    meta.ScrubStatus `json:"scrub"`
+	Findings []meta.Event     `json:"findings,omitempty"` // the latest, oldest first
+	Hook     *HookOutcome     `json:"hook,omitempty"`     // the last one that ran
+	Hooks    []HookOutcome    `json:"hooks,omitempty"`    // the last run of each
+	Mail     *MountTraffic    `json:"traffic,omitempty"`
+	Error    string           `json:"error,omitempty"`
 }
 
 // HookOutcome says how a hook ended.
@@ -133,6 +137,53 @@ type LedgerVerified struct {
 	Store string `json:"store"`
 	Dir   string `json:"dir"`
 	ledger.Result
+}
+
+// ScrubRequest asks for a scrub.
+type ScrubRequest struct {
+	Store    string    `json:"store"`
+	User     string    `json:"user,omitempty"`
+	Since    time.Time `json:"since,omitzero"`
+	Rate     int64     `json:"rate,omitempty"` // bytes a second; 0: no limit
+	Both     bool      `json:"both,omitempty"` // the slots of other nodes, too
+	NoRepair bool      `json:"no_repair,omitempty"`
+}
+
+// ScrubLine is one thing that a scrub says while it goes on.
+type ScrubLine struct {
+	Node     string              `json:"node"`
+	Progress *meta.ScrubProgress `json:"progress,omitempty"` // the last one of a node has done
+	Finding  *meta.ScrubFinding  `json:"finding,omitempty"`
+	Error    string              `json:"error,omitempty"` // the scrub of this node ended by it
+}
+
+// PauseRequest stops the continuous scrub, or lets it go on.
+type PauseRequest struct {
+	Store  string `json:"store"`
+	Paused bool   `json:"paused"`
+}
+
+// VerifyRequest asks for a comparison of a store's slots.
+type VerifyRequest struct {
+	Store  string `json:"store"`
+	Repair bool   `json:"repair,omitempty"` // vote on what differs, and correct it
+}
+
+// Verified is what comparing slots came to.
+type Verified struct {
+	Store       string            `json:"store"`
+	Node        string            `json:"node"`
+	Comparisons []repl.Comparison `json:"comparisons"`
+	Error       string            `json:"error,omitempty"` // why not all could be compared, or repaired
+}
+
+// Equal reports whether every slot was compared, and is equal.
+func (v *Verified) Equal() bool {
+	equal := v.Error == ""
+	for _, c := range v.Comparisons {
+		equal = equal && c.Equal
+	}
+	return equal
 }
 
 // CheckRequest asks for a check of a slot.

@@ -52,16 +52,7 @@ func (c *Client) Stream(ctx context.Context, path string, query url.Values) (io.
 
 // Post sends in as JSON and decodes the answer into out.
 func (c *Client) Post(ctx context.Context, path string, in, out any) error {
-	b, err := json.Marshal(in)
-	if err != nil {
-		return fmt.Errorf("encode request: %w", err)
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://slotfs"+path, bytes.NewReader(b))
-	if err != nil {
-		return fmt.Errorf("make request: %w", err)
-	}
-	req.Header.Set("Content-Type", "application/json")
-	body, err := c.do(req)
+	body, err := c.PostStream(ctx, path, in)
 	if err != nil {
 		return err
 	}
@@ -82,6 +73,20 @@ func (c *Client) PostText(ctx context.Context, path string, text io.Reader, out 
 	}
 	defer body.Close()
 	return decode(body, out)
+}
+
+// PostStream sends in as JSON and returns the body of the answer.
+func (c *Client) PostStream(ctx context.Context, path string, in any) (io.ReadCloser, error) {
+	b, err := json.Marshal(in)
+	if err != nil {
+		return nil, fmt.Errorf("encode request: %w", err)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://slotfs"+path, bytes.NewReader(b))
+	if err != nil {
+		return nil, fmt.Errorf("make request: %w", err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	return c.do(req)
 }
 
 func decode(r io.Reader, out any) error {

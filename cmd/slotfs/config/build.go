@@ -51,6 +51,8 @@ func (b *builder) build(f *file) *Config {
 	c.ReplicaTimeout = b.duration("replication.replica_timeout", def(f.Replication.ReplicaTimeout, "1.5s"), 100*time.Millisecond, 5*time.Minute)
 	c.FailoverTimeout = b.duration("replication.failover_timeout", def(f.Replication.FailoverTimeout, "3s"), 200*time.Millisecond, time.Hour)
 	c.FailoverPause = b.duration("replication.failover_pause", def(f.Replication.FailoverPause, "30s"), time.Millisecond, 24*time.Hour)
+	c.ScrubCycle = b.long("scrub.cycle", def(f.Scrub.Cycle, "7d"), time.Minute)
+	c.ScrubRate = b.rate("scrub.rate", def(f.Scrub.Rate, "50MB/s"))
 	c.LogLevel = b.level(def(f.Log.Level, "info"))
 	for i, j := range f.Gossip.Join {
 		c.Join = append(c.Join, b.addr(fmt.Sprintf("gossip.join[%d]", i), j, false))

@@ -75,6 +75,9 @@ type Config struct {
 type Reloadable struct {
 	LogLevel slog.Level
 	Join     []string // gossip addresses, host:port
+
+	ScrubCycle time.Duration // everything is verified once in it; 0: no continuous scrub
+	ScrubRate  int64         // bytes a second at most; 0: no limit
 }
 
 // Slot configures one slot.

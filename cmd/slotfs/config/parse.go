@@ -44,6 +44,10 @@ type file struct {
 		Level  string `toml:"level"`
 		Format string `toml:"format"`
 	} `toml:"log"`
+	Scrub struct {
+		Cycle string `toml:"cycle"`
+		Rate  string `toml:"rate"`
+	} `toml:"scrub"`
 	Register fileRegister `toml:"register"`
 	Slots    []fileSlot   `toml:"slot"`
 }

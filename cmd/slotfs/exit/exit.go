@@ -12,6 +12,10 @@
 //	7  slotfs is not running, or its admin socket cannot be reached
 //	8  the operation was refused in the present state (role, epoch, divergence)
 //	9  a check found differences
+//
+// slotfs scrub has codes of its own, made for who runs it at night: 0 clean, 1
+// everything found was repaired, 2 unrepaired damage, 3 it could not run.
+//
 //	10 it wants --yes; nothing was changed
 //	11 a signed list is not as it was signed
 package exit

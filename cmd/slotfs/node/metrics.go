@@ -2,10 +2,12 @@ package node
 
 import (
 	"path/filepath"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"slotfs/meta"
 	"slotfs/repl"
 	"slotfs/repl/register"
 )
@@ -102,6 +104,7 @@ func (c collector) slot(s *Slot, gauge, counter emit) {
 		gauge(float64(p.LagBytes), "peer_lag_bytes", "Bytes between this slot and the peer's.", "store", store, "peer", p.Node, "peer_slot", p.Slot.String())
 		gauge(p.LagSeconds, "peer_lag_seconds", "Age of the oldest entry that is not on both sides.", "store", store, "peer", p.Node, "peer_slot", p.Slot.String())
 	}
+	c.scrub(&st.Scrub, store, gauge, counter)
 	for kind, n := range s.Meta.Events.Counts() {
 		counter(float64(n), "findings_total", "Findings since start, by kind.", "store", store, "kind", kind)
 	}
@@ -131,4 +134,21 @@ func split(kv []string) (keys, values []string) {
 		keys, values = append(keys, kv[i]), append(values, kv[i+1])
 	}
 	return keys, values
+}
+
+// scrub is how far scrubbing is. Times are 0 for never.
+func (c collector) scrub(st *meta.ScrubStatus, store string, gauge, counter emit) {
+	unix := func(t time.Time) float64 {
+		if t.IsZero() {
+			return 0
+		}
+		return float64(t.Unix())
+	}
+	gauge(unix(st.LastPass), "scrub_last_pass_timestamp_seconds", "When everything was last gone through.", "store", store)
+	gauge(unix(st.Oldest), "scrub_oldest_timestamp_seconds", "When the message was verified, or delivered, that waits longest for it.", "store", store)
+	gauge(truth(st.Paused), "scrub_paused", "Whether the continuous scrub is paused.", "store", store)
+	gauge(float64(st.Damaged), "damaged_objects", "Objects that are damaged and could not be repaired.", "store", store)
+	for kind, n := range st.Found {
+		counter(float64(n), "scrub_found_total", "What scrub found since the slot was made, by kind.", "store", store, "kind", kind)
+	}
 }

@@ -162,7 +162,7 @@ func (n *Node) openSlots(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		s := &Slot{Conf: n.Config.Slots[i], node: n, log: n.Log.With("store", n.Config.Slots[i].Store), recheck: make(chan struct{}, 1)}
+		s := &Slot{Conf: n.Config.Slots[i], node: n, mismatches: make(chan struct{}, 1), log: n.Log.With("store", n.Config.Slots[i].Store), recheck: make(chan struct{}, 1)}
 		start := time.Now()
 		alone, err := aloneIn(s.Conf.Data)
 		if err != nil {
@@ -171,7 +171,7 @@ func (n *Node) openSlots(ctx context.Context) error {
 		s.Meta, err = meta.Open(s.Conf.Data, meta.Options{
 			Store: s.Conf.Store, Layout: s.Conf.Layout,
 			Reserve: reserve(s.Conf), LogMax: s.Conf.LogMax,
-			Logger: n.Log, Fetch: s.fetch,
+			Logger: n.Log, Fetch: s.fetch, Ask: s.ask, OnEvent: s.mismatch,
 			OnFault: func(error) { n.publishSoon() },
 			Refill:  true, Alone: alone, OnUnfit: s.onUnfit,
 			FetchLog: s.fetchLog, OnMended: func() { s.Member.LogMended() },
@@ -298,6 +298,7 @@ func (n *Node) makeMembers() error {
 	n.remote.HandleFunc("POST "+pathSwitch, handle(n.switchOver))
 	n.remote.HandleFunc("POST "+pathDrain, handle(n.drain))
 	n.remote.HandleFunc("GET "+pathAtRisk, n.getAtRisk)
+	n.remote.HandleFunc("POST "+pathScrub, n.postScrub)
 	peers := &peers{n.Gossip}
 	for _, s := range n.Slots {
 		m, err := repl.New(repl.Options{
@@ -340,6 +341,9 @@ func (n *Node) Run(ctx context.Context, reload <-chan struct{}) error {
 	var members sync.WaitGroup
 	for _, s := range n.Slots {
 		s.Meta.Start()
+		s.Meta.ConfigureScrub(scrubConfig(n.Config))
+		wg.Go(func() { s.Meta.ScrubLoop(stopped) })
+		wg.Go(func() { s.mendMismatches(stopped) })
 		members.Go(func() {
 			if err := s.Member.Run(ctx); err != nil {
 				s.log.Error("replication", "err", err)

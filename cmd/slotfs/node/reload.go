@@ -28,6 +28,9 @@ func (n *Node) reload() {
 	if n.Level != nil {
 		n.Level.Set(next.LogLevel)
 	}
+	for _, s := range n.Slots {
+		s.Meta.ConfigureScrub(scrubConfig(next))
+	}
 	if !slices.Equal(old.Join, next.Join) {
 		n.Gossip.SetJoin(next.Join)
 	}

@@ -30,6 +30,8 @@ type Slot struct {
 	node *Node
 	log  *slog.Logger
 
+	mismatches chan struct{} // a digest differed; see mendMismatches
+
 	change sync.Mutex // held while the mount is made or ended; before hook and mu
 	hook   sync.Mutex // held while a hook runs
 
@@ -248,7 +250,7 @@ func (s *Slot) status() admin.SlotStatus {
 	out := admin.SlotStatus{
 		Store: s.Conf.Store, Mount: s.Conf.Mount, Mounted: s.fs != nil, Data: s.Conf.Data,
 		Messages: held.Messages, Bytes: held.Bytes, Digest: held.Digest, DigestAt: held.Pos.Seq,
-		Repl: st, Findings: events, Hook: s.lastHook, Hooks: s.outcomes(), Error: s.mountError,
+		Repl: st, Scrub: s.Meta.ScrubStatus(), Findings: events, Hook: s.lastHook, Hooks: s.outcomes(), Error: s.mountError,
 	}
 	if s.fs != nil {
 		out.Mail = &admin.MountTraffic{Requests: s.fs.Stats()}
