@@ -167,9 +167,11 @@ func (w *xworld) carryOut(q *xreg) {
 		w.rec, w.found = f.next, true
 		w.tell("register: epoch %d, primary %s, in sync %s", f.next.Epoch, nameOf(f.next.Primary), list(f.next.InSync, nameOf))
 		for _, s := range f.next.InSync {
-			if n := w.node(s); w.hasAcked(n, n.durable) {
+			n := w.node(s)
+			switch has := w.hasAcked(n, n.durable); {
+			case has && holds(preparation{f.next.Epoch, f.next.Nonce}, n.hist, n.durable, n.prepared):
 				n.stale = false
-			} else if !n.stale { // one that lost its disk meanwhile cannot prove its membership
+			case !has && !n.stale: // one that lost its disk meanwhile cannot prove its membership
 				w.fail("%s becomes a member of epoch %d without all that was acknowledged", nameOf(s), f.next.Epoch)
 			}
 		}
