@@ -48,12 +48,15 @@ func (m *machine) keepReading() {
 	}
 }
 
+// unfitFaulted is what a faulted slot says of itself.
+const unfitFaulted = "faulted"
+
 // unfit says why this slot does not become primary by itself, whatever the
 // register says; others are told. Empty: it may.
 func (m *machine) unfit() string {
 	switch {
 	case m.v.faulted != "":
-		return "faulted"
+		return unfitFaulted
 	case m.local:
 		return "its durability is \"local\": it is never in the in-sync set"
 	case m.v.drained:
@@ -100,9 +103,13 @@ func (m *machine) due() string {
 	if why == "" {
 		return ""
 	}
-	if left := g.moved.Add(g.rest).Sub(m.now); g.rest > 0 && left > 0 {
-		m.doing = fmt.Sprintf("the primary on %s is lost (%s), but there was an automatic failover %v ago: no other one for %v",
-			m.label(g.rec.Primary), why, m.now.Sub(g.moved).Round(time.Second), left.Round(time.Second))
+	if until := g.moved.Add(g.rest); g.rest > 0 && m.now.Before(until) {
+		m.doing = fmt.Sprintf("the primary on %s is lost, but the last automatic failover was at %s: there is no other one before %s",
+			m.label(g.rec.Primary), g.moved.UTC().Format(time.TimeOnly), until.UTC().Format("15:04:05 UTC"))
+		if m.said != m.doing {
+			m.said = m.doing
+			m.event(true, "%s", m.doing)
+		}
 		return ""
 	}
 	return fmt.Sprintf("failover: the primary on %s is lost: %s", m.label(g.rec.Primary), why)
@@ -234,7 +241,7 @@ func (m *machine) judgeRecord() error {
 	}
 	o.members, o.from = []op.SlotID{m.self}, nil
 	for _, p := range reached {
-		if !rec.Has(p.slot) || !p.info.hasStore || p.info.leading || p.info.last.Seq < o.commits {
+		if !rec.Has(p.slot) || !p.info.hasStore || p.info.leading || p.info.Unfit == unfitFaulted || p.info.last.Seq < o.commits {
 			// The last: it had acknowledged more once, so its disk has gone back.
 			continue
 		}

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"slotfs/meta"
 	"slotfs/meta/op"
 )
 
@@ -64,6 +65,9 @@ type play struct {
 	hists map[string]history
 	nodes []string
 	acks  map[op.SlotID]acks
+
+	rec     Record // what the register holds
+	streams bool   // the primary is heard
 }
 
 func newPlay(t *testing.T) *play {
@@ -110,9 +114,9 @@ func (w words) err() error {
 
 // do carries out one command.
 //
-//	self NAME [stop]              begin, as this slot
+//	self NAME [stop] [register [local]]   begin, as this slot
 //	history NAME E@SEQ[/CHAIN]:PRIMARY:MEMBERS …
-//	view hist=NAME last=SEQ [demoted=E] [sealed=E] [fresh] [yield] [resync] [drained] [faulted] [heard=NAME] [before]
+//	view hist=NAME last=SEQ [demoted=E] [sealed=E] [fresh] [yield] [resync] [drained] [faulted] [emptied] [adopted] [heard=NAME] [before]
 //	peers NAME…                   gossip; a leading - : suspected
 //	answer|poke NAME hist=NAME last=SEQ [leading] [fresh] [intent=N] [drained] [resyncing] [unready=WHY]
 //	noanswer NAME [refused]
@@ -120,7 +124,9 @@ func (w words) err() error {
 //	tick DURATION [TIMES]         time passes; those in acks are heard
 //	promote [down] [force] [from=NODE]; demote; rejoin [giveup]; switch [NAME]; handover NAME [error]
 //	tail NAME|ready|mounted|unmounted|drained [error]
-//	ended NAME [joined] [stale] [unreachable] [refused] [diverged] [again]
+//	ended NAME [joined] [stale] [unreachable [nobody]] [refused] [diverged] [again]
+//
+// With a register, see registerCommand, too.
 func (p *play) do(out *strings.Builder, args []string) {
 	w := words{}
 	for _, a := range args[1:] {
@@ -135,6 +141,10 @@ func (p *play) do(out *strings.Builder, args []string) {
 	switch args[0] {
 	case "self":
 		p.m = newMachine(slot, time.Second, w.has("stop"), nameOf, p.now)
+		clear(p.acks)
+		if w.has("register") {
+			p.registered(w.has("local"))
+		}
 	case "history":
 		p.history(name, args[2:])
 	case "view":
@@ -146,7 +156,8 @@ func (p *play) do(out *strings.Builder, args []string) {
 		h := p.hists[w["hist"]]
 		p.step(out, evAnswer{slot: slot, node: name, poke: args[0] == "poke", answer: answer{
 			hasStore: !w.has("fresh"), leading: w.has("leading"), intent: intent(w.num("intent", 0)), hist: h, last: p.pos(h, w.num("last", 0)),
-			Condition: Condition{Drained: w.has("drained"), Resyncing: w.has("resyncing"), Unready: w["unready"]}}})
+			Condition: Condition{Drained: w.has("drained"), Resyncing: w.has("resyncing"), Unready: w["unready"],
+				Sealed: w.num("sealed", 0), Unfit: w["unfit"], Auto: w.num("auto", 0)}}})
 	case "noanswer":
 		p.step(out, evNoAnswer{slot, w.has("refused")})
 	case "join":
@@ -184,15 +195,22 @@ func (p *play) do(out *strings.Builder, args []string) {
 		}
 		for range times {
 			p.now = p.now.Add(d)
+			if p.streams {
+				p.v.heardAt = p.now
+			}
 			p.step(out, p.heard())
 		}
 	default:
-		p.command(out, args[0], name, w)
+		p.command(out, args, w)
 	}
 }
 
 // command is do for what an operator or an effect's end brings.
-func (p *play) command(out *strings.Builder, verb, name string, w words) {
+func (p *play) command(out *strings.Builder, args []string, w words) {
+	verb, name := args[0], ""
+	if len(args) > 1 {
+		name = args[1]
+	}
 	slot := slotOf(name)
 	switch verb {
 	case "promote":
@@ -221,13 +239,13 @@ func (p *play) command(out *strings.Builder, verb, name string, w words) {
 		p.step(out, evDrained{w.err()})
 	case "ended":
 		e := evFollowEnded{slot: slot, session: p.m.session, joined: w.has("joined"), stale: w.has("stale"),
-			unreachable: w.has("unreachable"), refused: w.has("refused"), again: w.has("again")}
+			unreachable: w.has("unreachable"), refused: w.has("refused"), nobody: w.has("nobody"), again: w.has("again")}
 		if w.has("diverged") {
 			e.diverged = "two histories"
 		}
 		p.step(out, e)
 	default:
-		p.t.Fatalf("unknown command %q", verb)
+		p.registerCommand(out, args, w)
 	}
 }
 
@@ -288,9 +306,16 @@ func (p *play) pos(h history, last uint64) op.Pos {
 
 func (p *play) view(w words) {
 	h := p.hists[w["hist"]]
-	last := w.num("last", p.v.last.Seq)
+	last, was := w.num("last", p.v.last.Seq), p.v
 	p.v = view{last: p.pos(h, last), hist: h, durable: last, committed: last, applied: last, hasStore: !w.has("fresh"),
 		demoted: w.num("demoted", 0), sealed: w.num("sealed", 0), yield: w.has("yield"), resync: w.has("resync"), drained: w.has("drained")}
+	p.v.heardAt, p.v.reach, p.v.adopted = was.heardAt, was.reach, w.has("adopted")
+	if p.v.hasStore || p.v.adopted {
+		p.v.store = meta.StoreID{1}
+	}
+	if !w.has("emptied") {
+		p.v.prepared = was.prepared
+	}
 	if w.has("faulted") {
 		p.v.faulted = "log write failed"
 	}
