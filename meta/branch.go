@@ -110,6 +110,8 @@ type Lost struct {
 	Xattr   map[string][]byte `json:"xattr,omitempty"`
 	Offer   bool              `json:"offer"` // it was acknowledged: deliver it again
 	InLog   bool              `json:"in_log"`
+	// Into is the mailbox that an operator wants it in; usually empty.
+	Into string `json:"into,omitempty"`
 }
 
 // Origin names the message for ever.

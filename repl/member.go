@@ -80,6 +80,9 @@ type Options struct {
 	OnEvent    func(Event)   // optional; must not block
 
 	Record func(...ledger.Entry) // optional: writes to the slot's ledger
+	// Deliverer, if set, takes messages of lost branches while this slot is
+	// primary.
+	Deliverer Deliverer
 	// Ready, if set, says why this slot could not serve if it became primary
 	// now. It is asked often, and must not wait.
 	Ready func() error
@@ -124,6 +127,8 @@ type Member struct {
 	from    string
 	copies  map[op.SlotID]uint64 // up to which entry others have our log
 
+	rescues  chan struct{} // cap 1: there may be a branch to be delivered
+	rescuing sync.Mutex    // one delivery at a time
 	heardSeq atomic.Uint64 // the last entry that the primary is known to have
 
 	damaged atomic.Uint64 // the log cannot be read before this seq; 0: it can
@@ -179,6 +184,7 @@ func New(o Options) (*Member, error) {
 		gone: make(chan struct{}), said: map[string]time.Time{}, heard: n.Heard, from: n.From,
 	}
 	r.in.wake = make(chan struct{}, 1)
+	r.rescues = make(chan struct{}, 1)
 	r.heardSeq.Store(n.HeardSeq)
 	r.copies = maps.Clone(n.Copies)
 	r.role.Store(Replica)
@@ -206,6 +212,7 @@ func (r *Member) Run(ctx context.Context) error {
 	tick := time.NewTicker(r.tick())
 	defer tick.Stop()
 	peers := r.Peers.Changed()
+	r.spawn(r.rescueLoop)
 	r.step(evPeers{r.listPeers()})
 	r.watchRegister()
 	stop := ctx.Done()

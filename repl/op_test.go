@@ -21,6 +21,9 @@ func rescued(t *testing.T, n *node) (count int) {
 		t.Fatal(err)
 	}
 	for _, f := range files {
+		if filepath.Ext(f.Name()) != ".log" {
+			continue
+		}
 		err := oplog.ScanFile(filepath.Join(n.dir, "rescue", f.Name()), func(*op.Entry) error { count++; return nil })
 		if err != nil {
 			t.Errorf("scan %s: %v", f.Name(), err)

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -220,15 +219,7 @@ func (r *Member) meetPrimary(w welcome, h hello) error {
 	if r.Log.Applied.Get() > w.Common.Seq || r.Log.Committed.Get() > w.Common.Seq {
 		return errNeedResync
 	}
-	n, err := r.Log.Cut(w.Common.Seq, filepath.Join(r.Dir, "rescue"))
-	if err != nil {
-		return fmt.Errorf("cut the log after seq %d: %w", w.Common.Seq, err)
-	}
-	r.forget(w.Common.Seq)
-	text := fmt.Sprintf("%d entries after seq %d are not in the primary's history: cut, kept in rescue/", n, w.Common.Seq)
-	r.tell(true, text)
-	r.record(ledger.Entry{Kind: ledger.Rescue, Path: "./rescue", Source: w.Node, Outcome: ledger.Kept, Text: text})
-	return nil
+	return r.cutBranch(w)
 }
 
 // record writes to the slot's ledger.

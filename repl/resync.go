@@ -23,17 +23,27 @@ const (
 
 // request is what a fetch or resync connection asks for: one of its fields.
 type request struct {
-	Content op.ID     `json:"content,omitempty"` // the bytes of an object
-	Log     *logRange `json:"log,omitempty"`     // entries of the log
-	Digests []op.ID   `json:"digests,omitempty"` // resync: of directories and what is below
-	List    op.ID     `json:"list,omitempty"`    // resync: a directory's entries
-	Files   []op.ID   `json:"files,omitempty"`   // resync: contents, with the inodes of now
+	Content op.ID      `json:"content,omitempty"` // the bytes of an object
+	Log     *logRange  `json:"log,omitempty"`     // entries of the log
+	Digests []op.ID    `json:"digests,omitempty"` // resync: of directories and what is below
+	List    op.ID      `json:"list,omitempty"`    // resync: a directory's entries
+	Rescue  *meta.Lost `json:"rescue,omitempty"`  // a message of a lost branch; its content follows
+	Rescued int        `json:"rescued,omitempty"` // resync: what was delivered again, from this number, counted from 1
+	Files   []op.ID    `json:"files,omitempty"`   // resync: contents, with the inodes of now
 }
 
 // digestReply answers Digests, in their order.
 type digestReply struct {
 	Digests [][2]uint64 `json:"digests"`
 }
+
+// rescuedReply answers Rescued; an empty one is the end.
+type rescuedReply struct {
+	List []string `json:"list"`
+}
+
+// rescuedPart is how many entries one such reply has at most.
+const rescuedPart = 10_000
 
 // listReply is a part of the answer to List.
 type listReply struct {
@@ -78,7 +88,7 @@ func (r *Member) serveResync(ctx context.Context, l *link, h hello) {
 	r.tell(false, fmt.Sprintf("%s is resynced from here, from seq %d", h.Node, sn.Pos().Seq))
 	l.deadline(fetchIdle)
 	st := sn.State()
-	w := welcome{Protocol: Protocol, Node: r.Node, StoreID: r.storeID(), Slot: r.ID, Common: op.Pos{Seq: seq}, Last: sn.Pos(), History: hist.until(sn.Pos().Seq), Snapshot: &st}
+	w := welcome{Protocol: Protocol, Node: r.Node, StoreID: r.storeID(), Slot: r.ID, Common: op.Pos{Seq: seq}, Last: sn.Pos(), History: hist.until(sn.Pos().Seq), Snapshot: &st, Rescued: s.RescuedCount()}
 	if l.sendJSON(frameWelcome, w) != nil {
 		return
 	}
@@ -114,6 +124,8 @@ func (r *Member) answerResync(ctx context.Context, l *link, sn *meta.Snapshot, q
 			a.Digests = append(a.Digests, d)
 		}
 		return l.sendJSON(frameReply, a)
+	case q.Rescued > 0:
+		return l.sendJSON(frameReply, rescuedReply{r.Slot.(*meta.Slot).RescuedFrom(q.Rescued-1, rescuedPart)})
 	case q.List != 0:
 		return sendList(l, sn, q.List)
 	default:

@@ -62,16 +62,21 @@ func (r *Member) resyncOnce(ctx context.Context, s *meta.Slot, p PeerSlot) error
 		return fmt.Errorf("%w: no snapshot", ErrWire)
 	}
 	r.tell(true, fmt.Sprintf("resync from %s: to seq %d, common history up to %d", p.Node, w.Snapshot.Pos.Seq, w.Common.Seq))
-	err = s.ResyncBegin(meta.ResyncTarget{Store: w.StoreID, State: *w.Snapshot, Common: w.Common.Seq, From: p.Node})
+	err = s.ResyncBegin(meta.ResyncTarget{Store: w.StoreID, State: *w.Snapshot, Common: w.Common.Seq, From: p.Node,
+		Branch: r.branchInfo(w.Common.Seq, w.Common.Seq == 0 && r.Log.Last().Seq > 0, w)})
 	if err != nil {
 		return err
 	}
 	r.changed.notify()
+	r.wakeRescue()
 	c := &resyncClient{l: l, s: s}
 	if err := c.compare(); err != nil {
 		return err
 	}
 	if err := c.fetch(false); err != nil {
+		return err
+	}
+	if err := c.rescued(w.Rescued); err != nil {
 		return err
 	}
 	// What the slot's history becomes must be known before its log is: a stop
@@ -149,6 +154,24 @@ func (c *resyncClient) compare() error {
 		if err := c.fetch(true); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// rescued takes over what is known to have been delivered again.
+func (c *resyncClient) rescued(count int) error {
+	for next := 1; next <= count; {
+		var a rescuedReply
+		if err := c.ask(request{Rescued: next}, &a); err != nil {
+			return err
+		}
+		if len(a.List) == 0 {
+			return nil
+		}
+		if err := c.s.AddRescued(a.List); err != nil {
+			return err
+		}
+		next += len(a.List)
 	}
 	return nil
 }

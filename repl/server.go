@@ -183,6 +183,8 @@ func (s *Server) dispatch(ctx context.Context, l *link, h hello) {
 		m.serveFetch(ctx, l)
 	case forNote:
 		m.serveNote(l, h)
+	case forRescue:
+		m.serveRescue(ctx, l, h)
 	case forHandover:
 		m.serveHandover(ctx, l, h)
 	case forCompare:

@@ -20,6 +20,7 @@ const (
 	forTail     purpose = "tail"     // a slot on the path to primary asks for a member's longer tail
 	forFetch    purpose = "fetch"    // content by id and checksum
 	forResync   purpose = "resync"   // objects of a snapshot
+	forRescue   purpose = "rescue"   // messages of a lost branch, for the primary to deliver
 	forHandover purpose = "handover" // the primary asks this replica to take over
 	forCommand  purpose = "command"  // an operator's command for this node
 	forNote     purpose = "note"     // a primary, or a slot about to be, asks to note that the other may join an epoch
@@ -64,8 +65,11 @@ type welcome struct {
 	TimeoutMS int64        `json:"timeout_ms,omitempty"` // stream: silence after which the other is lost
 	// Snapshot is what a resync leads to.
 	Snapshot *meta.SnapshotState `json:"snapshot,omitempty"`
-	Slots    []SlotStatus        `json:"slots,omitempty"` // status
-	Info     json.RawMessage     `json:"info,omitempty"`  // status: what the node adds
+	// Rescued is how many messages of lost branches the source knows to have been
+	// delivered again.
+	Rescued int             `json:"rescued,omitempty"`
+	Slots   []SlotStatus    `json:"slots,omitempty"` // status
+	Info    json.RawMessage `json:"info,omitempty"`  // status: what the node adds
 }
 
 // SlotStatus is what a node answers about one of its slots.
