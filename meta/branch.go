@@ -54,6 +54,9 @@ type Branch struct {
 	Bytes    uint64        `json:"bytes"`
 	Offered  uint64        `json:"offered"` // messages to be delivered again by themselves
 	Changes  BranchChanges `json:"changes"`
+	// Dirs are the paths, at the end of the branch, of the directories that its
+	// entries name: the store may not have them any more.
+	Dirs map[op.ID]string `json:"dirs,omitempty"`
 }
 
 // Text says in a sentence what the branch is.
@@ -294,6 +297,7 @@ func (s *Slot) countChanges(b *Branch, t *tail) error {
 		}
 		for _, e := range list {
 			next = e.Seq + 1
+			b.notePlaces(t, e.Op)
 			switch o := e.Op.(type) {
 			case *op.Mkdir:
 				c.Mailboxes++
@@ -324,6 +328,38 @@ func (s *Slot) countChanges(b *Branch, t *tail) error {
 		}
 	}
 	return nil
+}
+
+// notePlaces notes where the directories are that o names.
+func (b *Branch) notePlaces(t *tail, o op.Op) {
+	var ids []op.ID
+	switch o := o.(type) {
+	case *op.Mkdir:
+		ids = []op.ID{o.Parent}
+	case *op.Create:
+		ids = []op.ID{o.Parent}
+	case *op.Put:
+		ids = []op.ID{o.Parent}
+	case *op.Link:
+		ids = []op.ID{o.Parent}
+	case *op.Rename:
+		ids = []op.ID{o.OldParent, o.NewParent}
+	case *op.Unlink:
+		ids = []op.ID{o.Parent}
+	}
+	for _, id := range ids {
+		if _, known := b.Dirs[id]; known || id == op.Root {
+			continue
+		}
+		path, err := t.x.path(id)
+		if err != nil {
+			continue // it is gone, and cannot be named
+		}
+		if b.Dirs == nil {
+			b.Dirs = map[op.ID]string{}
+		}
+		b.Dirs[id] = path
+	}
 }
 
 func (s *Slot) countRename(c *BranchChanges, b *Branch, t *tail, o *op.Rename) {

@@ -183,24 +183,32 @@ func printLog(w io.Writer, r io.Reader) error {
 			out.Flush()
 			return fmt.Errorf("read the answer: %w", err)
 		}
-		fmt.Fprintf(out, "%8d  %s  %-9s", l.Seq, l.Time.Local().Format("2006-01-02 15:04:05.000"), l.Op)
-		if l.Path != "" {
-			fmt.Fprintf(out, " %s", l.Path)
-		}
-		if l.To != "" {
-			fmt.Fprintf(out, " -> %s", l.To)
-		}
-		if l.Size > 0 {
-			fmt.Fprintf(out, "  %d bytes", l.Size)
-		}
-		if l.UID != nil {
-			fmt.Fprintf(out, "  uid %d", *l.UID)
-		}
-		if l.Text != "" {
-			fmt.Fprintf(out, "  (%s)", l.Text)
-		}
-		fmt.Fprintln(out)
+		printLogLine(out, &l, "")
 	}
+}
+
+// printLogLine shows one entry.
+func printLogLine(out io.Writer, l *admin.LogLine, messageID string) {
+	fmt.Fprintf(out, "%8d  %s  %-9s", l.Seq, l.Time.Local().Format("2006-01-02 15:04:05.000"), l.Op)
+	if messageID != "" {
+		fmt.Fprintf(out, " %s", messageID)
+	}
+	if l.Path != "" {
+		fmt.Fprintf(out, " %s", l.Path)
+	}
+	if l.To != "" {
+		fmt.Fprintf(out, " -> %s", l.To)
+	}
+	if l.Size > 0 {
+		fmt.Fprintf(out, "  %d bytes", l.Size)
+	}
+	if l.UID != nil {
+		fmt.Fprintf(out, "  uid %d", *l.UID)
+	}
+	if l.Text != "" {
+		fmt.Fprintf(out, "  (%s)", l.Text)
+	}
+	fmt.Fprintln(out)
 }
 
 func (a *app) metricsCmd() *cobra.Command {

@@ -17,6 +17,11 @@
 //	POST /v1/promote   PromoteRequest   Outcome
 //	POST /v1/demote    DemoteRequest    Outcome
 //	POST /v1/rejoin    RejoinRequest    Outcome
+//	GET  /v1/rescue?store=S             RescueList; of all stores without one
+//	GET  /v1/rescue/show?store=S&name=B a RescueLine per line
+//	GET  /v1/rescue/content?store=S&name=B&seq=N  one message
+//	POST /v1/rescue/deliver RescueDeliver RescueDelivered
+//	POST /v1/rescue/drop    RescueDrop    LostBranch
 //	POST /v1/switch    SwitchRequest    Outcome of the new primary
 //	POST /v1/drain     DrainRequest     Drained
 //	GET  /v1/at-risk?store=S            RiskLine: messages that are not on two nodes

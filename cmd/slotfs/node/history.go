@@ -70,6 +70,8 @@ func concerns(l *admin.LogLine, user string) bool {
 type historian struct {
 	slot  *meta.Slot
 	names map[op.ID]meta.Name // as of the entry being told
+	upTo  op.ID               // ids above this one are not the slot's; 0: all are
+	known map[op.ID]string    // paths of directories, if all else fails; may be nil
 }
 
 // maxDepth ends the climb of a path: no file system goes so deep.
@@ -82,8 +84,12 @@ func (h *historian) path(id op.ID) string {
 		n, ok := h.names[at]
 		if !ok {
 			in, err := h.slot.Inode(at)
-			if err != nil || len(in.Names) == 0 {
-				parts = append(parts, fmt.Sprintf("#%d", at))
+			if err != nil || len(in.Names) == 0 || h.upTo > 0 && at > h.upTo {
+				if path, ok := h.known[at]; ok {
+					parts = append(parts, printablePath(path))
+				} else {
+					parts = append(parts, fmt.Sprintf("#%d", at))
+				}
 				break
 			}
 			n = in.Names[0]

@@ -308,7 +308,7 @@ func (n *Node) makeMembers() error {
 			FailoverTimeout: n.Config.FailoverTimeout, FailoverPause: n.Config.FailoverPause,
 			Timeout: n.Config.ReplicaTimeout, StopOnLoss: s.Conf.OnReplicaLoss == config.Stop,
 			Local: s.Conf.Durability == config.Local, LogMax: s.Conf.LogMax, Logger: n.Log,
-			OnEvent: func(repl.Event) { n.publishSoon() }, Ready: s.ready, Record: s.Meta.Record,
+			OnEvent: func(repl.Event) { n.publishSoon() }, Ready: s.ready, Deliverer: s, Record: s.Meta.Record,
 		})
 		if err != nil {
 			return fmt.Errorf("start replication of %s: %w", s.Conf.Store, err)

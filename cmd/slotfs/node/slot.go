@@ -35,6 +35,9 @@ type Slot struct {
 	change sync.Mutex // held while the mount is made or ended; before hook and mu
 	hook   sync.Mutex // held while a hook runs
 
+	rescue sync.Mutex  // one message of a lost branch is delivered at a time; before mu
+	since  *meta.Since // under rescue
+
 	mu         sync.Mutex
 	fs         *fs.FS             // nil: not mounted
 	epoch      uint64             // from Mount to Unmount: in which it is primary; else 0
@@ -58,6 +61,9 @@ func (s *Slot) Mount(_ context.Context, epoch uint64) error {
 	if err := s.mount(epoch); err != nil {
 		return err
 	}
+	s.rescue.Lock()
+	s.since = nil // what it knows may be of another history
+	s.rescue.Unlock()
 	role, cancel := context.WithCancelCause(context.Background())
 	s.mu.Lock()
 	s.epoch, s.unmounted = epoch, make(chan struct{})
