@@ -201,7 +201,13 @@ func TestRescueCrashes(t *testing.T) {
 		if b.Branches[0].Left == 0 || round > 60 {
 			break
 		}
-		time.Sleep(time.Duration(rng.IntN(60)) * time.Millisecond)
+		must(t, f.Wait("a message to be delivered", func() error {
+			if now := f.branches(n1); now.Branches[0].Left == b.Branches[0].Left {
+				return errors.New("none was")
+			}
+			return nil
+		}))
+		time.Sleep(time.Duration(rng.IntN(30)) * time.Millisecond)
 		switch what := rng.IntN(5); {
 		case what < 2:
 			must(t, n1.Kill())

@@ -52,8 +52,19 @@
 // A hello carries the epochs of the slot's history. Within one epoch there is
 // one primary and hence one sequence of entries, so the last common entry
 // follows from the two lists (history.meet). What the replica has beyond it is
-// cut and kept in rescue/, if it is not applied yet; otherwise the slot is
-// resynced. If the primary's log no longer reaches back, also.
+// kept in rescue/ (meta.Branch) and cut, if it is not applied yet; otherwise the
+// slot is resynced. If the primary's log no longer reaches back, also.
+//
+// Messages of that branch that were acknowledged, because they were committed by
+// a set without the slot with which the other history goes on, are offered to the
+// primary, one after the other (rescue.go). It delivers them as new messages,
+// whose entries say where they come from: that makes it happen once.
+//
+// # Switchover
+//
+// roleswitch.go: checks, unmount, drain, step down, and the target goes the one
+// path to primary because it was asked to. Commands for another node travel
+// over connections of their own (command.go).
 //
 // # Frames
 //

@@ -26,8 +26,12 @@ type Deliverer interface {
 	Deliver(ctx context.Context, l *meta.Lost, content []byte) (meta.Decision, error)
 }
 
-// rescueRetry is the pause after an attempt that did not succeed.
-const rescueRetry = time.Second
+// After an attempt that did not succeed there is a pause: rescueRetry, or
+// rescueAgain if something has changed.
+const (
+	rescueRetry = time.Second
+	rescueAgain = 50 * time.Millisecond
+)
 
 // branchInfo says what is known of what this slot has after fork. Messages were
 // acknowledged if they were committed by a set without the slot with which the
@@ -116,20 +120,31 @@ func (r *Member) rescueLoop(ctx context.Context) {
 			if !errors.Is(err, errNoPrimary) {
 				r.fail(fmt.Errorf("deliver messages of lost branch %s: %w", name, err))
 			}
-			pause := time.NewTimer(rescueRetry)
-			select {
-			case <-changed:
-				// The primary may be there now; but not more often than it makes sense.
-				select {
-				case <-pause.C:
-				case <-ctx.Done():
-				}
-			case <-pause.C:
-			case <-ctx.Done():
+			if !r.pauseRescue(ctx, changed) {
+				return
 			}
-			pause.Stop()
 		}
 	}
+}
+
+// pauseRescue waits for a while, less if something changes: the primary may be
+// there then. False if ctx ends.
+func (r *Member) pauseRescue(ctx context.Context, changed <-chan struct{}) bool {
+	least, most := time.NewTimer(rescueAgain), time.NewTimer(rescueRetry)
+	defer least.Stop()
+	defer most.Stop()
+	select {
+	case <-least.C:
+	case <-ctx.Done():
+		return false
+	}
+	select {
+	case <-changed:
+	case <-most.C:
+	case <-ctx.Done():
+		return false
+	}
+	return true
 }
 
 // pendingBranches lists the branches with messages that are still to be
