@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
 
 	"slotfs/integration/cluster"
 )
@@ -356,4 +359,87 @@ func TestRegisterDamaged(t *testing.T) {
 	f.run(n1, "register", "add", "n2", n2.RegisterAddr())
 	f.members(n1, "n1", "n2", "w")
 	must(t, f.WaitInSync())
+}
+
+// external runs an etcd in this process, and gives the config that uses it.
+func external(t *testing.T) (config string) {
+	t.Helper()
+	ports, err := cluster.FreePorts(2)
+	must(t, err)
+	c := embed.NewConfig()
+	c.Dir, c.LogLevel = t.TempDir(), "error"
+	c.ListenPeerUrls, c.AdvertisePeerUrls = []url.URL{{Scheme: "http", Host: ports[0]}}, []url.URL{{Scheme: "http", Host: ports[0]}}
+	c.ListenClientUrls, c.AdvertiseClientUrls = []url.URL{{Scheme: "http", Host: ports[1]}}, []url.URL{{Scheme: "http", Host: ports[1]}}
+	c.InitialCluster = c.InitialClusterFromName(c.Name)
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+	e, err := embed.StartEtcd(c)
+	must(t, err)
+	t.Cleanup(e.Close)
+	return `mode = "etcd"` + "\nendpoints = [\"http://" + ports[1] + "\"]"
+}
+
+// TestRegisterExternal: the register is an etcd that is there anyway.
+func TestRegisterExternal(t *testing.T) {
+	endpoint := external(t)
+	f := newCluster(t, 2, cluster.Options{Timeout: 25 * time.Second})
+	f.expect(noise...)
+	n1, n2 := f.Nodes[0], f.Nodes[1]
+	for _, n := range f.Nodes {
+		must(t, n.Edit(`mode = "none"`, endpoint))
+	}
+	must(t, f.StartPair())
+	f.deliver(n1, "ann")
+	f.fails(n1, 8, []string{"register", "add", "x", "127.0.0.1:1"}, "etcdctl")
+	f.fails(n1, 8, []string{"register", "restore"}, "etcdctl")
+	if out := f.run(n2, "status"); !strings.Contains(out, "register: etcd; answered") {
+		t.Errorf("status: %s", out)
+	}
+	must(t, n1.Kill())
+	must(t, n2.WaitMounted())
+	f.deliver(n2, "bob")
+	must(t, n1.Clear())
+	must(t, n1.Start())
+	must(t, f.WaitInSync())
+}
+
+// TestRegisterNone: without a register nothing of it runs.
+func TestRegisterNone(t *testing.T) {
+	f := newCluster(t, 1, cluster.Options{})
+	n := f.Nodes[0]
+	must(t, n.Start())
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", n.Pid(), n.Pid()))
+	must(t, err)
+	if len(strings.TrimSpace(string(children))) > 0 {
+		t.Errorf("it has child processes: %s", children)
+	}
+	f.fails(n, 8, []string{"register", "restore"}, "this node has no register")
+	if out := f.run(n, "register", "status"); !strings.Contains(out, "there is no register") {
+		t.Errorf("register status: %s", out)
+	}
+}
+
+// TestRegisterIntroduced: a pair that had no register gets one. Nobody becomes
+// primary before the store's record was made from a slot that is in sync.
+func TestRegisterIntroduced(t *testing.T) {
+	endpoint := external(t)
+	f := newCluster(t, 2, cluster.Options{Timeout: 25 * time.Second})
+	f.expect(noise...)
+	f.expect("slotfs register restore")
+	n1, n2 := f.Nodes[0], f.Nodes[1]
+	must(t, f.StartPair())
+	f.deliver(n1, "ann")
+	must(t, f.Stop())
+	for _, n := range f.Nodes {
+		must(t, n.Edit(`mode = "none"`, endpoint))
+	}
+	must(t, n1.Start())
+	f.tells(n1, "slotfs register restore")
+	f.fails(n1, 8, []string{"register", "restore", f.Store, "--yes"}, "does not answer, and may know a later epoch", "--force")
+	must(t, n2.Start())
+	must(t, f.Wait("n1 to see n2", func() error {
+		_, err := n1.Run("register", "restore", f.Store, "--yes")
+		return err
+	}))
+	must(t, f.WaitInSync())
+	f.equal()
 }

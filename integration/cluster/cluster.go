@@ -186,7 +186,7 @@ func (n *Node) settle() error {
 		n.Host, n.Gossip, n.Repl, n.register, n.clients = host, host.Addr(7946), host.Addr(7947), host.Addr(7948), host.Addr(7949)
 		return nil
 	}
-	ports, err := freePorts(4)
+	ports, err := FreePorts(4)
 	if err != nil {
 		return err
 	}

@@ -318,10 +318,10 @@ func (n *Node) Clear() error {
 	return scratch.Mutable(n.Mount)
 }
 
-// freePorts finds ports that are free for TCP and UDP. They are below those
+// FreePorts finds ports that are free for TCP and UDP. They are below those
 // that the kernel gives to outgoing connections, so that a node which is down
 // does not find its port taken when it comes back.
-func freePorts(count int) ([]string, error) {
+func FreePorts(count int) ([]string, error) {
 	var found []string
 	for range 1000 {
 		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(10000+rand.IntN(20000)))

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/connectivity"
 
 	"slotfs/repl"
 )
@@ -120,10 +121,18 @@ func (e *Etcd) follow(ctx context.Context, store string, skip int, f func(repl.R
 	e.mu.Lock()
 	back := e.back
 	e.mu.Unlock()
+	// Watch itself waits for the connection.
+	slow := time.AfterFunc(attempt, cancel)
+	defer slow.Stop()
 	changes := c.Watch(clientv3.WithRequireLeader(ctx), e.key(store), clientv3.WithCreatedNotify())
+	// The client connects again by itself, for ever, to this endpoint: another one
+	// may be there.
+	lost := make(chan struct{})
 	for {
 		select {
 		case <-back:
+			return
+		case <-lost:
 			return
 		case <-ctx.Done():
 			return
@@ -132,6 +141,12 @@ func (e *Etcd) follow(ctx context.Context, store string, skip int, f func(repl.R
 			case !ok || r.Err() != nil:
 				return
 			case r.Created:
+				slow.Stop()
+				go func() {
+					defer close(lost)
+					for conn := c.ActiveConnection(); conn.GetState() == connectivity.Ready && conn.WaitForStateChange(ctx, connectivity.Ready); {
+					}
+				}()
 				// What changed between the read and the watch's beginning would be missed.
 				if now, err := e.read(ctx, store); err == nil {
 					f(now.rec, now.found)
