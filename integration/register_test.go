@@ -433,7 +433,13 @@ func TestRegisterIntroduced(t *testing.T) {
 		must(t, n.Edit(`mode = "none"`, endpoint))
 	}
 	must(t, n1.Start())
-	f.tells(n1, "slotfs register restore")
+	must(t, f.Wait("n1 to say what is missing", func() error {
+		s, err := n1.Slot()
+		if err == nil && !strings.Contains(s.Repl.Doing, "slotfs register restore") {
+			err = fmt.Errorf("it says %q", s.Repl.Doing)
+		}
+		return err
+	}))
 	f.fails(n1, 8, []string{"register", "restore", f.Store, "--yes"}, "does not answer, and may know a later epoch", "--force")
 	must(t, n2.Start())
 	must(t, f.Wait("n1 to see n2", func() error {
