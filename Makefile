@@ -84,7 +84,7 @@ soak: deps build ## ROUNDS rounds of load and kill -9, and of lost power, from S
 
 install: build ## PREFIX/sbin/slotfs and the systemd units
 	install -D -m 755 $(BIN) $(DESTDIR)$(or $(PREFIX),/usr/local)/sbin/slotfs
-	install -D -m 644 -t $(DESTDIR)/etc/systemd/system packaging/slotfs.service packaging/slotfs@.service
+	install -D -m 644 -t $(DESTDIR)/etc/systemd/system packaging/slotfs.service packaging/slotfs@.service packaging/slotfs-witness.service
 
 clean: ## remove what the targets above built
 	rm -rf bin

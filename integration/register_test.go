@@ -271,7 +271,7 @@ func TestRegisterMajorityLost(t *testing.T) {
 	must(t, os.RemoveAll(f.Witness.RegisterDir()))
 	must(t, os.RemoveAll(n2.RegisterDir()))
 	must(t, n1.WaitUnreachable())
-	f.fails(n1, 8, []string{"register", "restore"}, "This would be done", "n1 as its only member", "Nothing was done")
+	f.fails(n1, 10, []string{"register", "restore"}, "This would be done", "n1 as its only member", "Nothing was done")
 	if out := f.run(n1, "register", "restore", "--yes"); !strings.Contains(out, "Done") {
 		t.Errorf("restore says %s", out)
 	}

@@ -111,7 +111,7 @@ node's slot has on its disk. A slot that was not in the in-sync set, or that is
 damaged, is refused; so is one when a slot of the set is silent that may have gone
 on without it, unless you say --force.
 
-Without --yes it says what it would do, and does nothing (exit code 8).`,
+Without --yes it says what it would do, and does nothing (exit code 10).`,
 		Example: `  slotfs register restore                 # what would be done?
   slotfs register restore --yes
   slotfs register restore mail1 --yes`,
@@ -126,7 +126,7 @@ Without --yes it says what it would do, and does nothing (exit code 8).`,
 			}
 			if !o.Done {
 				fmt.Fprintf(a.out, "This would be done: %s.\nNothing was done; repeat with --yes.\n", strings.TrimSuffix(o.Text, "."))
-				return &silentError{exit.Refused}
+				return &silentError{exit.Unconfirmed}
 			}
 			fmt.Fprintf(a.out, "Done: %s.\n", strings.TrimSuffix(o.Text, "."))
 			return nil
