@@ -1,13 +1,10 @@
 package fs
 
 import (
-	"errors"
 	"fmt"
 	"runtime"
 	"strconv"
-	"syscall"
 
-	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
 
@@ -43,26 +40,6 @@ func aside(f func() error) error {
 		done <- f()
 	}()
 	return <-done
-}
-
-// newServer is fuse.NewServer, but no process that this one starts gets its
-// descriptor of /dev/fuse, which go-fuse leaves open across exec. With it, a mail
-// server that a hook has started would keep the mount of a daemon that was
-// killed from dying: calls would wait for ever, and the next start with them.
-func newServer(f fuse.RawFileSystem, dir string, o *fuse.MountOptions) (*fuse.Server, error) {
-	if !o.DirectMountStrict { // fusermount's descriptor is closed on exec
-		return fuse.NewServer(f, dir, o)
-	}
-	syscall.ForkLock.RLock() // nothing is started meanwhile
-	defer syscall.ForkLock.RUnlock()
-	server, err := fuse.NewServer(f, dir, o)
-	if err != nil {
-		return nil, err
-	}
-	if err := eachFuse("/proc/self/fd", func(fd int) error { syscall.CloseOnExec(fd); return nil }); err != nil {
-		return nil, errors.Join(err, server.Unmount())
-	}
-	return server, nil
 }
 
 // forgetFuse closes the descriptors of /dev/fuse in this thread's table.

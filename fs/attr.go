@@ -87,26 +87,24 @@ func (f *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) f
 	}))
 }
 
-// SetAttr implements fuse.RawFileSystem. The kernel has checked permissions.
-func (f *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+// startSetAttr changes attributes. The kernel has checked permissions.
+func (f *FS) startSetAttr(in *fuse.SetAttrIn, out *fuse.AttrOut) (w wait, err error) {
 	f.enter(&in.InHeader)
-	var w wait
 	if in.Valid&fuse.FATTR_SIZE != 0 {
-		var err error
 		if in.Size > maxFile {
-			return fuse.Status(syscall.EFBIG)
+			return w, syscall.EFBIG
 		}
 		if w, err = f.truncate(in.NodeId, int64(in.Size), in.Valid&fuse.FATTR_KILL_SUIDGID != 0); err != nil {
-			return f.errno(&in.InHeader, err)
+			return w, err
 		}
 	}
 	const attrs = fuse.FATTR_MODE | fuse.FATTR_UID | fuse.FATTR_GID | fuse.FATTR_ATIME | fuse.FATTR_MTIME | fuse.FATTR_KILL_SUIDGID
 	if in.Valid&attrs != 0 {
 		if err := f.setAttr(in); err != nil {
-			return f.errno(&in.InHeader, err)
+			return w, err
 		}
 	}
-	err := f.once(func() error {
+	err = f.once(func() error {
 		n, err := f.node(in.NodeId)
 		if err != nil {
 			return err
@@ -115,10 +113,7 @@ func (f *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) f
 		n.fill(&out.Attr)
 		return nil
 	})
-	if err == nil {
-		err = f.await(w)
-	}
-	return f.errno(&in.InHeader, err)
+	return w, err
 }
 
 func (f *FS) setAttr(in *fuse.SetAttrIn) error {

@@ -49,7 +49,7 @@ func (f *FS) read(nodeid uint64, p []byte, off int64) (int, error) {
 			return 0, err
 		}
 		if volatile {
-			got, again, err := n.readVolatile(p, off)
+			got, again, err := f.readVolatile(n, p, off)
 			if again {
 				continue
 			}
@@ -69,8 +69,11 @@ func (f *FS) read(nodeid uint64, p []byte, off int64) (int, error) {
 }
 
 // readVolatile reads from vol; again says that there is none any more.
-func (n *node) readVolatile(p []byte, off int64) (got int, again bool, err error) {
-	n.data.RLock()
+func (f *FS) readVolatile(n *node, p []byte, off int64) (got int, again bool, err error) {
+	if !n.data.TryRLock() {
+		f.mayBlock()
+		n.data.RLock()
+	}
 	defer n.data.RUnlock()
 	if n.vol == nil {
 		return 0, true, nil
@@ -108,7 +111,7 @@ func (f *FS) edit(nodeid uint64, ed edit) (w wait, err error) {
 	if err != nil {
 		return w, err
 	}
-	n.data.Lock()
+	f.lockData(n)
 	defer n.data.Unlock()
 	for {
 		logged := false
@@ -131,6 +134,14 @@ func (f *FS) edit(nodeid uint64, ed edit) (w wait, err error) {
 			}
 		}
 		return w, f.editVolatile(n, &ed)
+	}
+}
+
+// lockData locks n.data exclusively.
+func (f *FS) lockData(n *node) {
+	if !n.data.TryLock() {
+		f.mayBlock()
+		n.data.Lock()
 	}
 }
 
@@ -206,6 +217,7 @@ func (f *FS) detach(n *node) error {
 		return err
 	}
 	defer im.close()
+	f.mayBlock()
 	b := f.spill.blob()
 	if err := f.copyImage(&im, b); err != nil {
 		b.release()
@@ -245,13 +257,13 @@ func (f *FS) copyImage(im *image, b *blob) error {
 	return nil
 }
 
-// Write implements fuse.RawFileSystem. O_APPEND needs nothing: the kernel has
-// computed the offset, and it alone changes sizes.
-func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+// startWrite writes; data is the caller's again when it returns. O_APPEND needs
+// nothing: the kernel has computed the offset, and it alone changes sizes.
+func (f *FS) startWrite(in *fuse.WriteIn, data []byte) (wait, error) {
 	f.enter(&in.InHeader)
 	off := int64(in.Offset)
 	if in.Offset > maxFile || off+int64(len(data)) > maxFile {
-		return 0, fuse.Status(syscall.EFBIG)
+		return wait{}, syscall.EFBIG
 	}
 	end := off + int64(len(data))
 	w, err := f.edit(in.NodeId, edit{
@@ -266,13 +278,7 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 	if err == nil && w.seq != 0 && in.Flags&(unix.O_SYNC|unix.O_DSYNC) != 0 {
 		w.kind = waitBarrier
 	}
-	if err == nil {
-		err = f.await(w)
-	}
-	if err != nil {
-		return 0, f.errno(&in.InHeader, err)
-	}
-	return uint32(len(data)), fuse.OK
+	return w, err
 }
 
 // truncate sets the size of a file.

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"syscall"
 
-	"github.com/hanwen/go-fuse/v2/fuse"
-
 	"slotfs/meta/op"
 )
 
@@ -154,10 +152,9 @@ func (f *FS) tellKernel(d *node, name string) {
 		nodeids = []uint64{kernelRoot, rootNode}
 	}
 	for _, id := range nodeids {
-		// ENOENT: the kernel does not know it, so there is nothing to forget.
-		for _, status := range []fuse.Status{f.server.InodeNotify(id, 0, 0), f.server.EntryNotify(id, name)} {
-			if status != fuse.OK && status != fuse.ENOENT && status != fuse.Status(syscall.ENOTDIR) {
-				f.log.Debug("kernel not told of a delivery", keyErr, status)
+		for _, err := range []error{f.dev.forgetNode(id), f.dev.forgetName(id, name)} {
+			if err != nil && err != syscall.ENOTDIR {
+				f.log.Debug("kernel not told of a delivery", keyErr, err)
 			}
 		}
 	}

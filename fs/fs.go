@@ -82,7 +82,8 @@ type FS struct {
 	opt    Options
 	log    *slog.Logger
 	mount  string // absolute path of the mount point
-	server *fuse.Server
+	dev    *device
+	proto  *fuse.ProtocolServer // reads what serve.go does not
 	spill  spill
 
 	ctx    context.Context // ends when the mount is given up
@@ -185,12 +186,20 @@ func (f *FS) admit(n int64, grows bool) error {
 		return syscall.Errno(e)
 	}
 	if !grows {
-		return f.oplog.Reserve(f.ctx, 0)
+		return f.reserve(0)
 	}
 	if err := f.slot.Space(n + overhead); err != nil {
 		return err
 	}
-	return f.oplog.Reserve(f.ctx, int(n)+overhead)
+	return f.reserve(int(n) + overhead)
+}
+
+func (f *FS) reserve(n int) error {
+	if wait, err := f.oplog.TryReserve(n); !wait {
+		return err
+	}
+	f.mayBlock()
+	return f.oplog.Reserve(f.ctx, n)
 }
 
 // append adds an entry that concerns the nodes given. mu is held. Nothing in
@@ -232,6 +241,7 @@ func (f *FS) locked(body func() error) error {
 		if !ok {
 			return err
 		}
+		f.mayBlock()
 		if m.dir != nil {
 			if err := f.loadDir(m.dir); err != nil {
 				return err

@@ -85,6 +85,7 @@ func (f *FS) readImage(im *image, p []byte, off int64) (int, error) {
 	if im.base != nil {
 		n, err = im.base.ReadAt(p, off)
 	} else {
+		f.mayBlock()
 		n, err = f.slot.ReadAt(f.ctx, im.id, p, off)
 	}
 	if err != nil && !errors.Is(err, io.EOF) {

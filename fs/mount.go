@@ -79,7 +79,7 @@ func Mount(dir string, s *meta.Slot, o Options) (*FS, error) {
 	if o.ProtectMountPoint {
 		protect(dir, f.log)
 	}
-	if f.server, err = newServer(f, dir, f.mountOptions()); err != nil {
+	if err := f.connect(); err != nil {
 		f.cancel(errUnmounting)
 		return nil, &MountError{Dir: dir, Reason: err, Remedy: "is the fuse module loaded, and is this root or fusermount3 installed?"}
 	}
@@ -87,11 +87,9 @@ func Mount(dir string, s *meta.Slot, o Options) (*FS, error) {
 	f.wg.Add(2)
 	go f.follow()
 	go f.seal()
-	go f.server.Serve()
-	err = aside(func() error {
-		if err := f.server.WaitMount(); err != nil { // it opens a file in the mount
-			return fmt.Errorf("mount %s: %w", dir, err)
-		}
+	f.serve()
+	err = aside(func() error { // calls into the mount
+		f.declinePoll()
 		return f.throughDoor()
 	})
 	if err != nil {
@@ -100,6 +98,38 @@ func Mount(dir string, s *meta.Slot, o Options) (*FS, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// fsName is the type of the mount: fuse.slotfs.
+const fsName = "slotfs"
+
+// connect mounts.
+func (f *FS) connect() error {
+	f.proto = fuse.NewProtocolServer(f, f.mountOptions())
+	source := "slotfs-" + strings.NewReplacer(",", "_", " ", "_").Replace(f.slot.StoreName)
+	options := []string{"default_permissions", "allow_other", fmt.Sprintf("max_read=%d", maxRead)}
+	fd, err := mountFUSE(f.mount, source, options)
+	if err != nil {
+		return err
+	}
+	if f.dev, err = newDevice(fd); err != nil {
+		f.detachMount()
+	}
+	return err
+}
+
+// declinePoll has the kernel ask once whether files can be polled, so that it
+// never asks again. This process waits for requests by epoll; if it, or a test
+// in it, opened a file of the mount and put that to the same epoll, the question
+// would hold up the very wait that it is to be read by.
+func (f *FS) declinePoll() {
+	fd, err := unix.Open(filepath.Join(f.mount, virtualDir, "pos"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		f.log.Debug("poll not declined", keyErr, err)
+		return
+	}
+	defer unix.Close(fd)
+	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
 }
 
 // prepare makes what must be there before the first request.
@@ -125,21 +155,17 @@ func (f *FS) prepare() error {
 	return nil
 }
 
-// mountOptions is the kernel policy: see the package comment.
+// mountOptions is what is agreed with the kernel when it greets: see the package
+// comment.
 func (f *FS) mountOptions() *fuse.MountOptions {
 	o := &fuse.MountOptions{
-		AllowOther:               true,
-		Options:                  []string{"default_permissions"},
-		FsName:                   "slotfs-" + strings.NewReplacer(",", "_", " ", "_").Replace(f.slot.StoreName),
-		Name:                     "slotfs",
-		MaxWrite:                 1 << 20,
+		MaxWrite:                 maxWrite,
 		MaxBackground:            64,
 		ExplicitDataCacheControl: true,
 		EnableSymlinkCaching:     true,
 		DisableSplice:            true,
 		DisableXAttrs:            f.opt.NoXAttr,
 		EnableAcl:                !f.opt.NoXAttr,
-		DirectMountStrict:        os.Geteuid() == 0,
 		PanicHandler:             f.panicked,
 		Logger:                   slog.NewLogLogger(f.log.Handler(), slog.LevelWarn),
 		ExtraCapabilities: fuse.CAP_NO_OPENDIR_SUPPORT | fuse.CAP_HANDLE_KILLPRIV_V2 |

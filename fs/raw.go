@@ -16,8 +16,28 @@ var _ fuse.RawFileSystem = (*FS)(nil)
 
 // Opcodes of the FUSE protocol that are named here.
 const (
+	opLookup      = 1
 	opForget      = 2
+	opGetAttr     = 3
+	opSetAttr     = 4
+	opReadlink    = 5
+	opUnlink      = 10
+	opRename      = 12
+	opLink        = 13
+	opRead        = 15
+	opWrite       = 16
+	opFsync       = 20
+	opGetXattr    = 22
+	opListXattr   = 23
+	opReadDir     = 28
+	opFsyncDir    = 30
+	opCreate      = 35
+	opInterrupt   = 36
+	opIoctl       = 39
+	opPoll        = 40
+	opBatchForget = 42
 	opReadDirPlus = 44
+	opRename2     = 45
 	opcodes       = 64
 )
 
@@ -49,7 +69,7 @@ func (f *FS) Stats() map[string]uint64 {
 }
 
 // String is the type of the mount: fuse.slotfs.
-func (f *FS) String() string { return "slotfs" }
+func (f *FS) String() string { return fsName }
 
 // Open refuses: there is nothing to do at open, and the kernel then sends
 // neither OPEN nor RELEASE again.

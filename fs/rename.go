@@ -28,32 +28,22 @@ type found struct {
 	logged bool    // the new name is one that the log knows
 }
 
-// Rename implements fuse.RawFileSystem.
-func (f *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {
+// startRename renames.
+func (f *FS) startRename(in *fuse.RenameIn, oldName, newName string) (wait, error) {
 	f.enter(&in.InHeader)
 	if in.Flags&^(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0 {
-		return fuse.EINVAL
+		return wait{}, syscall.EINVAL
 	}
 	m := move{from: in.NodeId, oldName: oldName, to: in.Newdir, newName: newName, flags: in.Flags}
 	_, w, err := f.move(&m)
-	if err == nil {
-		err = f.await(w)
-	}
-	return f.errno(&in.InHeader, err)
+	return w, err
 }
 
-// Link implements fuse.RawFileSystem.
-func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+// startLink links; the kernel gets a reference to the node when the wait is over.
+func (f *FS) startLink(in *fuse.LinkIn, name string) (*node, wait, error) {
 	f.enter(&in.InHeader)
 	m := move{node: in.Oldnodeid, to: in.NodeId, newName: name, flags: unix.RENAME_NOREPLACE}
-	n, w, err := f.move(&m)
-	if err == nil {
-		err = f.await(w)
-	}
-	if err == nil { // with an error the kernel takes no reference
-		f.once(func() error { n.entry(out); return nil })
-	}
-	return f.errno(&in.InHeader, err)
+	return f.move(&m)
 }
 
 // move carries m out, and returns what was renamed or linked.
@@ -87,7 +77,7 @@ func (f *FS) move(m *move) (*node, wait, error) {
 func (f *FS) moveWith(m *move, pub *node) (n *node, w wait, err error) {
 	var p *parcel
 	if pub != nil {
-		pub.data.Lock()
+		f.lockData(pub)
 		defer pub.data.Unlock()
 		if p, err = f.pack(pub); err != nil {
 			return nil, w, err

@@ -48,7 +48,7 @@ func (f *FS) Unmount(ctx context.Context) error {
 		f.cancel(errUnmounting) // let go of whoever waits
 		f.detachMount()
 	}
-	f.server.Wait()
+	<-f.dev.ended
 	f.slot.Keep(nil)
 	f.cancel(errUnmounting)
 	f.wg.Wait()
@@ -122,7 +122,7 @@ func (f *FS) drop() {
 }
 
 // Wait returns when the mount has ended, whoever ended it.
-func (f *FS) Wait() { f.server.Wait() }
+func (f *FS) Wait() { <-f.dev.ended }
 
 // Holders lists the processes that use the mount. It reads links and maps
 // only: to look at the files would send requests to the mount itself.

@@ -21,12 +21,28 @@ const (
 
 func (k waitKind) String() string { return [...]string{"none", "received", "barrier"}[k] }
 
-// await waits, without locks. A signal to the caller does not end it: the
-// change is logged, so EINTR would be a lie (and Dovecot, which has an alarm
-// running around its locks, gives up a mailbox on EINTR).
+// after has the log tell c when w, which is not nothing, is over. A signal to
+// the caller does not end it: the change is logged, so EINTR would be a lie (and
+// Dovecot, which has an alarm running around its locks, gives up a mailbox on
+// EINTR).
+func (f *FS) after(w wait, c *call) {
+	if s := f.seams.Load(); s != nil && s.wait != nil {
+		s.wait(w.kind.String(), w.seq)
+	}
+	if w.kind == waitReceived {
+		f.oplog.AfterReceived(w.seq, c)
+	} else {
+		f.oplog.AfterBarrier(w.seq, c)
+	}
+}
+
+// await waits, without locks.
 func (f *FS) await(w wait) error {
 	if s := f.seams.Load(); s != nil && s.wait != nil && w.kind != waitNone {
 		s.wait(w.kind.String(), w.seq)
+	}
+	if w.kind != waitNone {
+		f.mayBlock()
 	}
 	switch w.kind {
 	case waitReceived:
@@ -37,17 +53,15 @@ func (f *FS) await(w wait) error {
 	return nil
 }
 
-// barrier waits until everything that was appended so far is committed.
-func (f *FS) barrier() error {
-	return f.await(wait{f.oplog.Appended.Get(), waitBarrier})
-}
+// everything is the wait for all that was appended so far to be committed.
+func (f *FS) everything() wait { return wait{f.oplog.Appended.Get(), waitBarrier} }
 
-// Fsync is fsync(2) and fdatasync(2). For a volatile file it is a debt, paid by
+// startFsync is fsync(2) and fdatasync(2) of a file. For a volatile file it is a debt, paid by
 // the rename or link that takes the file out of its class.
-func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+func (f *FS) startFsync(in *fuse.FsyncIn) (w wait, err error) {
 	f.enter(&in.InHeader)
 	volatile := false
-	err := f.once(func() error {
+	err = f.once(func() error {
 		n, err := f.node(in.NodeId)
 		if err != nil {
 			return err
@@ -58,13 +72,7 @@ func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 		return nil
 	})
 	if err == nil && !volatile {
-		err = f.barrier()
+		w = f.everything()
 	}
-	return f.errno(&in.InHeader, err)
-}
-
-// FsyncDir is fsync(2) on a directory.
-func (f *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	f.enter(&in.InHeader)
-	return f.errno(&in.InHeader, f.barrier())
+	return w, err
 }

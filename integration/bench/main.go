@@ -24,9 +24,11 @@ import (
 // options are the command line.
 type options struct {
 	bin       string
+	against   string
 	dir       string
 	only      string
 	rounds    int
+	phases    []string
 	writers   []int
 	targets   []string
 	fileCount int
@@ -42,8 +44,10 @@ type options struct {
 
 func parse() (*options, error) {
 	o := &options{}
-	var writers, targets string
+	var writers, targets, phases string
 	flag.StringVar(&o.bin, "bin", "bin/slotfs", "the slotfs binary")
+	flag.StringVar(&o.against, "against", "", "a second slotfs binary, whose pair is measured beside the first one's")
+	flag.StringVar(&phases, "phases", "", "which phases, separated by commas (default: all); scan1 belongs to whatever comes after it")
 	flag.StringVar(&o.dir, "dir", "", "where the data directories go (default: the system's temporary directory)")
 	flag.StringVar(&o.only, "only", "files,dovecot,requests", "which parts, separated by commas")
 	flag.StringVar(&targets, "targets", strings.Join(targetNames, ","), "which targets, separated by commas")
@@ -75,14 +79,35 @@ func parse() (*options, error) {
 		}
 		o.targets = append(o.targets, name)
 	}
+	if o.against != "" {
+		o.targets = append(o.targets, other)
+	}
+	if phases != "" {
+		o.phases = strings.Split(phases, ",")
+	}
+	for _, p := range o.phases {
+		if !slices.Contains(mailPhases, p) && !slices.Contains(maildirPhases, p) {
+			return nil, fmt.Errorf("-phases: no phase %q", p)
+		}
+	}
 	for _, part := range strings.Split(o.only, ",") {
 		if part != "files" && part != "dovecot" && part != "requests" {
 			return nil, fmt.Errorf("-only: no part %q", part)
 		}
 	}
 	var err error
-	o.bin, err = filepath.Abs(o.bin)
+	if o.bin, err = filepath.Abs(o.bin); err != nil {
+		return nil, err
+	}
+	if o.against != "" {
+		o.against, err = filepath.Abs(o.against)
+	}
 	return o, err
+}
+
+// wants is whether a phase is to be run.
+func (o *options) wants(phase string) bool {
+	return len(o.phases) == 0 || slices.Contains(o.phases, phase)
 }
 
 func (o *options) part(name string) bool {
@@ -108,8 +133,10 @@ func main() {
 }
 
 func run(ctx context.Context, o *options) (err error) {
-	if _, err := os.Stat(o.bin); err != nil {
-		return fmt.Errorf("no binary: %w", err)
+	for _, bin := range []string{o.bin, o.against} {
+		if _, err := os.Stat(bin); bin != "" && err != nil {
+			return fmt.Errorf("no binary: %w", err)
+		}
 	}
 	dir, err := scratch.New(o.dir, "slotfs-bench-")
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -49,6 +50,8 @@ type row struct {
 	P50    float64   `json:"p50_ms"`
 	P99    float64   `json:"p99_ms"`
 	CPU    float64   `json:"cpu_ms_per_op"`
+	Nodes  []float64 `json:"cpu_ms_per_op_nodes,omitempty"` // the part of each node
+	Switch float64   `json:"switches_per_op"`
 	Drain  float64   `json:"drain_s"`
 	Ops    int       `json:"ops"`
 	Errors int       `json:"errors"`
@@ -65,7 +68,8 @@ func (t *table) rows() []row {
 				continue
 			}
 			r := row{Load: t.load, Phase: phase, Target: target}
-			var rate, p50, p99, cpu, drain []float64
+			var rate, p50, p99, cpu, sw, drain []float64
+			var nodes [][]float64
 			for i, s := range samples {
 				rate = append(rate, s.rate())
 				if i < len(base) && base[i].rate() > 0 {
@@ -75,7 +79,12 @@ func (t *table) rows() []row {
 				p99 = append(p99, quantile(s.lat, 0.99))
 				drain = append(drain, s.drain.Seconds())
 				if s.ops > 0 {
-					cpu = append(cpu, float64(s.cpu)/float64(time.Millisecond)/float64(s.ops))
+					cpu = append(cpu, perOp(s.cpu, s.ops))
+					sw = append(sw, float64(s.switches)/float64(s.ops))
+					nodes = slices.Grow(nodes, len(s.nodes))[:len(s.nodes)]
+					for k, c := range s.nodes {
+						nodes[k] = append(nodes[k], perOp(c, s.ops))
+					}
 				}
 				r.Ops += s.ops
 				r.Errors += s.errs
@@ -85,10 +94,19 @@ func (t *table) rows() []row {
 			}
 			r.Rate, r.Ratio = round(median(rate)), round(median(r.Ratios))
 			r.P50, r.P99, r.CPU, r.Drain = round(median(p50)), round(median(p99)), round(median(cpu)), round(median(drain))
+			r.Switch = round(median(sw))
+			for _, c := range nodes {
+				r.Nodes = append(r.Nodes, round(median(c)))
+			}
 			rows = append(rows, r)
 		}
 	}
 	return rows
+}
+
+// perOp is CPU time in milliseconds per operation.
+func perOp(t time.Duration, ops int) float64 {
+	return float64(t) / float64(time.Millisecond) / float64(ops)
 }
 
 // round keeps three digits after the point, and JSON free of NaN.
@@ -102,12 +120,12 @@ func round(v float64) float64 {
 func (t *table) print(w io.Writer) {
 	fmt.Fprintf(w, "\n%s; ratio to %s\n\n", t.load, t.targets[0])
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(tw, "phase\ttarget\top/s\tratio\tof each round\tp50 ms\tp99 ms\tCPU ms/op\tdrain s\terrors\t")
+	fmt.Fprintln(tw, "phase\ttarget\top/s\tratio\tof each round\tp50 ms\tp99 ms\tCPU ms/op\tof it slotfs\tswitches/op\tdrain s\terrors\t")
 	var failures []string
 	for _, r := range t.rows() {
 		ratios := strings.Trim(fmt.Sprintf("%.2f", r.Ratios), "[]")
-		fmt.Fprintf(tw, "%s\t%s\t%.0f\t%.3f\t%s\t%.3f\t%.3f\t%.3f\t%.1f\t%d\t\n",
-			r.Phase, r.Target, r.Rate, r.Ratio, ratios, r.P50, r.P99, r.CPU, r.Drain, r.Errors)
+		fmt.Fprintf(tw, "%s\t%s\t%.0f\t%.3f\t%s\t%.3f\t%.3f\t%.3f\t%s\t%.1f\t%.1f\t%d\t\n",
+			r.Phase, r.Target, r.Rate, r.Ratio, ratios, r.P50, r.P99, r.CPU, strings.Trim(fmt.Sprintf("%.2f", r.Nodes), "[]"), r.Switch, r.Drain, r.Errors)
 		if r.Errors > 0 {
 			failures = append(failures, fmt.Sprintf("%s, %s: %s", r.Phase, r.Target, r.Error))
 		}

@@ -15,8 +15,24 @@ type sample struct {
 	first string // the first error
 	wall  time.Duration
 	lat   []time.Duration // of each operation, where it is timed alone
-	cpu   time.Duration   // of the target's processes, from the start of the phase until they were quiet
+	cost                  // of the target's processes, from the start of the phase until they were quiet
 	drain time.Duration   // how long they went on working after the phase
+}
+
+// cost is what processes have used.
+type cost struct {
+	cpu      time.Duration
+	nodes    []time.Duration // the part of it that is slotfs's, by node, the primary first
+	switches int64           // changes of threads, of all nodes
+}
+
+func (c cost) since(b cost) cost {
+	c.cpu -= b.cpu
+	c.switches -= b.switches
+	for i := range c.nodes {
+		c.nodes[i] -= b.nodes[i]
+	}
+	return c
 }
 
 func (s *sample) rate() float64 {

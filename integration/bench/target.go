@@ -18,9 +18,10 @@ import (
 // The targets, in the order of the report. All others are compared with the
 // first.
 const (
-	bare = "ext4"     // a directory of the backing file system, whatever that is
-	slot = "one slot" // a store of one slot
-	pair = "pair"     // a store of two slots, both nodes on this machine
+	bare  = "ext4"     // a directory of the backing file system, whatever that is
+	slot  = "one slot" // a store of one slot
+	pair  = "pair"     // a store of two slots, both nodes on this machine
+	other = "other"    // a pair that runs the binary given with -against
 )
 
 var targetNames = []string{bare, slot, pair}
@@ -35,16 +36,32 @@ type target struct {
 
 // pids are the processes whose CPU time the target costs.
 func (t *target) pids() []int {
+	pids := t.nodePids()
+	if t.imap != nil {
+		pids = append(pids, t.imap.Pid)
+	}
+	return pids
+}
+
+// nodePids are those of slotfs, the primary first.
+func (t *target) nodePids() []int {
 	var pids []int
 	if t.nodes != nil {
 		for _, n := range t.nodes.Nodes {
 			pids = append(pids, n.Pid())
 		}
 	}
-	if t.imap != nil {
-		pids = append(pids, t.imap.Pid)
-	}
 	return pids
+}
+
+// cost is what a target has used so far.
+func (t *target) cost() (c cost) {
+	c.cpu = cpuTime(t.pids())
+	for _, pid := range t.nodePids() {
+		c.nodes = append(c.nodes, cpuTime([]int{pid}))
+		c.switches += switches(pid)
+	}
+	return c
 }
 
 // measure runs a phase on the target, after it has come to rest.
@@ -55,10 +72,10 @@ func (t *target) measure(phase func() *sample) *sample {
 		return phase()
 	}
 	quiet(pids, limit)
-	before := cpuTime(pids)
+	before := t.cost()
 	s := phase()
 	s.drain = quiet(pids, limit)
-	s.cpu = cpuTime(pids) - before
+	s.cost = t.cost().since(before)
 	return s
 }
 
@@ -73,7 +90,7 @@ type bench struct {
 
 func newBench(o *options, dir *scratch.Dir) (*bench, error) {
 	b := &bench{options: o, scratch: dir, mail: newGenerator(o.seed)}
-	for _, name := range targetNames {
+	for _, name := range append(slices.Clone(targetNames), other) {
 		if !slices.Contains(o.targets, name) {
 			continue
 		}
@@ -92,9 +109,12 @@ func (b *bench) start(name string) (*target, error) {
 		t.dir = filepath.Join(b.scratch.Path, "bare")
 		return t, os.Mkdir(t.dir, 0o755)
 	}
-	count := 1
-	if name == pair {
-		count = 2
+	count, bin := 2, b.bin
+	switch name {
+	case slot:
+		count = 1
+	case other:
+		bin = b.against
 	}
 	// Each store has a scratch directory of its own, so that node names may be
 	// the same.
@@ -107,7 +127,7 @@ func (b *bench) start(name string) (*target, error) {
 		return nil, err
 	}
 	b.inner = append(b.inner, d)
-	c, err := cluster.New(d, count, cluster.Options{Binary: b.bin})
+	c, err := cluster.New(d, count, cluster.Options{Binary: bin})
 	if err != nil {
 		return nil, err
 	}
@@ -179,6 +199,9 @@ func (b *bench) files(ctx context.Context, writers int) (*table, error) {
 			}
 		}
 		for _, phase := range maildirPhases {
+			if !b.wants(phase) {
+				continue
+			}
 			for _, x := range b.turns(round) {
 				if err := ctx.Err(); err != nil {
 					return nil, err
@@ -216,7 +239,7 @@ func (b *bench) serve(x *target) (*server, error) {
 		if err := os.MkdirAll(root, 0o755); err != nil {
 			return nil, err
 		}
-		s, err := dovecot.Start(b.scratch, "dovecot-"+fmt.Sprint(slices.Index(targetNames, x.name)), root, dovecot.Options{Password: password, Extra: spare})
+		s, err := dovecot.Start(b.scratch, "dovecot-"+fmt.Sprint(slices.Index(b.options.targets, x.name)), root, dovecot.Options{Password: password, Extra: spare})
 		if err != nil {
 			return nil, err
 		}
@@ -242,6 +265,9 @@ func (b *bench) dovecots(ctx context.Context) (*table, error) {
 			}
 		}
 		for _, phase := range mailPhases {
+			if !b.wants(phase) {
+				continue
+			}
 			for _, x := range b.turns(round) {
 				if err := ctx.Err(); err != nil {
 					return nil, err

@@ -20,7 +20,7 @@ import (
 // a rule that this log does not know.
 func (l *Log) Lead(epoch uint64, peers []op.SlotID) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	peers = slices.Clone(peers)
 	switch {
 	case !l.leading:
@@ -58,7 +58,7 @@ func union(a, b []op.SlotID) []op.SlotID {
 // that is under way.
 func (l *Log) Follow() {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	l.leads.Store(false)
 	l.leading = false
 	l.peers, l.next, l.nextAt, l.begin, l.acks = nil, nil, 0, 0, nil
@@ -75,7 +75,7 @@ func (l *Log) Leading() bool { return l.leads.Load() }
 // up to durable on stable storage.
 func (l *Log) Ack(peer op.SlotID, received, durable uint64) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	if !l.leading {
 		return
 	}
@@ -88,7 +88,7 @@ func (l *Log) Ack(peer op.SlotID, received, durable uint64) {
 // of the log.
 func (l *Log) Commit(seq uint64) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	if l.leading {
 		return
 	}
@@ -124,7 +124,7 @@ func (l *Log) advanceLocked() {
 // SetApplied records that tree and index hold everything up to seq.
 func (l *Log) SetApplied(seq uint64) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	at := l.Applied.Get() + 1
 	if len(l.recs) > 0 {
 		at = max(at, l.recs[0].e.Seq)
@@ -158,7 +158,7 @@ func (l *Log) Reserve(ctx context.Context, n int) error {
 		if wait {
 			room = l.roomLocked()
 		}
-		l.mu.Unlock()
+		l.unlock()
 		if !wait {
 			return err
 		}
@@ -168,6 +168,18 @@ func (l *Log) Reserve(ctx context.Context, n int) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// TryReserve is Reserve that does not block: wait says that Reserve would.
+func (l *Log) TryReserve(n int) (wait bool, err error) {
+	if l.o.Reserve != nil && n > 0 {
+		if err := l.o.Reserve(int64(n)); err != nil {
+			return false, err
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.admitLocked(int64(n))
 }
 
 // admitLocked decides about one Reserve.
@@ -212,14 +224,15 @@ func (l *Log) admitLocked(n int64) (wait bool, err error) {
 }
 
 // Append puts o into the log, in memory, and returns its entry. It never
-// blocks and does no I/O. An EpochBegin begins its epoch.
+// blocks and does no I/O. An EpochBegin begins its epoch. It tells no Waiter by
+// itself: the caller may hold locks.
 func (l *Log) Append(o op.Op) (*op.Entry, error) {
 	d, err := op.NewDraft(o)
 	if err != nil {
 		return nil, err
 	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlockQuietly()
 	if l.err != nil {
 		return nil, l.err
 	}
@@ -299,7 +312,7 @@ func (l *Log) delayed() {
 			more = l.wantLocked(l.last.Seq)
 		}
 	}
-	l.mu.Unlock()
+	l.unlock()
 	if more {
 		signal(l.kick)
 	}
@@ -310,7 +323,7 @@ func (l *Log) delayed() {
 // of sealed epochs are refused; see AppendFrom.
 func (l *Log) AppendEntries(es []*op.Entry) error {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	for _, e := range es {
 		if e.Epoch <= l.sealed {
 			return fmt.Errorf("%w: %d", ErrSealed, e.Epoch)
@@ -325,7 +338,7 @@ func (l *Log) AppendEntries(es []*op.Entry) error {
 // history from the primary of epoch 6, and from nobody else.
 func (l *Log) AppendFrom(epoch uint64, es []*op.Entry) error {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	if epoch <= l.sealed {
 		return fmt.Errorf("%w: %d", ErrSealed, epoch)
 	}

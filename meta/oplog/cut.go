@@ -26,7 +26,7 @@ func (l *Log) Seal(epoch uint64) error {
 	l.mu.Lock()
 	err := l.err
 	l.sealed = max(l.sealed, epoch)
-	l.mu.Unlock()
+	l.unlock()
 	if err != nil || epoch <= l.sealedOnDisk {
 		return err
 	}
@@ -46,7 +46,7 @@ func (l *Log) Seal(epoch uint64) error {
 // Sealed returns the epoch up to which the log is sealed.
 func (l *Log) Sealed() uint64 {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	return l.sealed
 }
 
@@ -90,7 +90,7 @@ func (l *Log) Cut(after uint64, rescueDir string) (n int, err error) {
 		err = fmt.Errorf("cut after %d: committed up to %d, applied up to %d", after, l.Committed.Get(), l.Applied.Get())
 	}
 	l.wantLocked(last.Seq)
-	l.mu.Unlock()
+	l.unlock()
 	if err != nil || after >= last.Seq {
 		return 0, err
 	}
@@ -109,7 +109,7 @@ func (l *Log) Cut(after uint64, rescueDir string) (n int, err error) {
 	if err = l.err; err == nil && l.last != last {
 		err = errors.New("cut: entries were appended meanwhile")
 	}
-	l.mu.Unlock()
+	l.unlock()
 	if err != nil {
 		return 0, err
 	}
@@ -191,7 +191,7 @@ func (l *Log) Reset(at op.Pos) error {
 	if err == nil && l.leading {
 		err = errors.New("the log leads")
 	}
-	l.mu.Unlock()
+	l.unlock()
 	if err == nil {
 		err = l.restart(at, true)
 	}
@@ -213,7 +213,7 @@ func (l *Log) restart(base op.Pos, reset bool) error {
 	if h.committed = l.Committed.Get(); reset {
 		h.committed = base.Seq
 	}
-	l.mu.Unlock()
+	l.unlock()
 	s, err := l.startSegment(&h, nil, firstSegment)
 	if err != nil {
 		return err
@@ -231,7 +231,7 @@ func (l *Log) restart(base op.Pos, reset bool) error {
 		signal(l.prep)
 	}
 	l.truncateLocked(base, reset)
-	l.mu.Unlock()
+	l.unlock()
 	l.retire(dead)
 	return nil
 }
@@ -282,7 +282,7 @@ func (l *Log) Trim(before uint64) error {
 	defer l.segMu.Unlock()
 	l.mu.Lock()
 	if l.err != nil {
-		defer l.mu.Unlock()
+		defer l.unlock()
 		return l.err
 	}
 	before = min(before, l.Applied.Get()+1)
@@ -297,7 +297,7 @@ func (l *Log) Trim(before uint64) error {
 	for len(l.epochs) > 0 && l.epochs[0].Seq < first {
 		l.epochs = l.epochs[1:]
 	}
-	l.mu.Unlock()
+	l.unlock()
 	l.retire(old)
 	if n == 0 {
 		return nil
@@ -320,7 +320,7 @@ func (l *Log) retire(old []*segment) {
 		l.mu.Lock()
 		stuck := l.stuck
 		keep := len(l.pool) == 0 && s.size >= l.o.SegmentSize && s.size <= 2*l.o.SegmentSize
-		l.mu.Unlock()
+		l.unlock()
 		if stuck {
 			continue
 		}
@@ -339,6 +339,6 @@ func (l *Log) retire(old []*segment) {
 		case keep:
 			l.pool = append(l.pool, poolFile{pooled, s.size})
 		}
-		l.mu.Unlock()
+		l.unlock()
 	}
 }

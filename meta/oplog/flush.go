@@ -13,7 +13,7 @@ import (
 func (l *Log) Flush(upTo uint64) {
 	l.mu.Lock()
 	more := l.wantLocked(upTo)
-	l.mu.Unlock()
+	l.unlock()
 	if more {
 		signal(l.kick)
 	}
@@ -30,13 +30,13 @@ func (l *Log) wantLocked(upTo uint64) bool {
 // committed. It fails with ErrNotLeading if that can no longer be known,
 // because the log has ceased to lead.
 func (l *Log) Barrier(ctx context.Context, seq uint64) error {
-	w, err := l.enlist(l.Committed, seq)
+	w, err := l.enlist(l.Committed, seq, nil)
 	if w == nil {
 		return err
 	}
 	l.mu.Lock()
 	more := l.wantLocked(seq)
-	l.mu.Unlock()
+	l.unlock()
 	if more {
 		// Flushing here, when nobody else is at it, spares two changes of
 		// goroutine. Otherwise this barrier shares the next flush.
@@ -53,7 +53,7 @@ func (l *Log) Barrier(ctx context.Context, seq uint64) error {
 // WaitReceived returns once every peer of the in-sync set has everything up to
 // seq, which the caller has appended, in memory. ErrNotLeading as Barrier.
 func (l *Log) WaitReceived(ctx context.Context, seq uint64) error {
-	w, err := l.enlist(l.Received, seq)
+	w, err := l.enlist(l.Received, seq, nil)
 	if w == nil {
 		return err
 	}
@@ -61,23 +61,45 @@ func (l *Log) WaitReceived(ctx context.Context, seq uint64) error {
 	return l.Received.wait(ctx, w)
 }
 
+// AfterBarrier is Barrier for who does not wait: w is told when it would have
+// returned, maybe before AfterBarrier returns.
+func (l *Log) AfterBarrier(seq uint64, w Waiter) {
+	x, err := l.enlist(l.Committed, seq, w)
+	if x == nil {
+		w.Waited(err)
+		return
+	}
+	l.Flush(seq)
+}
+
+// AfterReceived is WaitReceived for who does not wait, like AfterBarrier.
+func (l *Log) AfterReceived(seq uint64, w Waiter) {
+	x, err := l.enlist(l.Received, seq, w)
+	if x == nil {
+		w.Waited(err)
+		return
+	}
+	l.Awaited.advance(seq)
+	l.Received.tell()
+}
+
 // enlist makes a waiter on m that Follow is certain to end; nil if there is
 // no need to wait.
-func (l *Log) enlist(m *Mark, seq uint64) (*waiter, error) {
+func (l *Log) enlist(m *Mark, seq uint64, then Waiter) (*waiter, error) {
 	// The order of these two reads matters: a mark that has passed seq on
 	// another branch has done so after leads became false.
 	if m.Get() >= seq && l.leads.Load() {
 		return nil, nil
 	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	if l.err != nil {
 		return nil, l.err
 	}
 	if !l.leading {
 		return nil, ErrNotLeading
 	}
-	return m.enlist(seq), nil
+	return m.enlist(seq, then), nil
 }
 
 // release gives the token back, and sees to what was wanted meanwhile.
@@ -85,7 +107,7 @@ func (l *Log) release() {
 	<-l.token
 	l.mu.Lock()
 	more := l.wantLocked(0)
-	l.mu.Unlock()
+	l.unlock()
 	if more {
 		signal(l.kick)
 	}
@@ -113,12 +135,12 @@ func (l *Log) flushLoop() {
 func (l *Log) flushBatch(mayWait bool) (done bool) {
 	l.mu.Lock()
 	if l.err != nil || l.wanted <= l.written {
-		l.mu.Unlock()
+		l.unlock()
 		return true
 	}
 	h, batch := l.takeLocked()
 	fits := l.active().end+h.extent() <= l.active().size
-	l.mu.Unlock()
+	l.unlock()
 	if !fits {
 		if !mayWait {
 			return false
@@ -130,7 +152,7 @@ func (l *Log) flushBatch(mayWait bool) (done bool) {
 	err := l.write(&h, batch)
 
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	if err != nil {
 		l.faultLocked(err)
 		return true
@@ -200,7 +222,7 @@ func assemble(buf []byte, h *batchHeader, batch []*op.Entry, s *segment) []byte 
 // activeOf is active for the holder of the token, who alone changes it.
 func (l *Log) activeOf() *segment {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	return l.active()
 }
 
@@ -227,7 +249,7 @@ func (l *Log) rotate(extent int64) bool {
 	for {
 		l.mu.Lock()
 		if l.err != nil {
-			l.mu.Unlock()
+			l.unlock()
 			return false
 		}
 		if s := l.spare; s != nil && s.size < page+extent {
@@ -241,18 +263,18 @@ func (l *Log) rotate(extent int64) bool {
 			s.last = l.written
 			l.segs = append(l.segs, s)
 			l.spare, l.needed = nil, 0
-			l.mu.Unlock()
+			l.unlock()
 			signal(l.prep)
 			return true
 		}
 		if l.closing && l.prepErr != nil {
-			l.mu.Unlock()
+			l.unlock()
 			return false
 		}
 		l.needed = page + extent
 		l.retryLocked()
 		room := l.roomLocked()
-		l.mu.Unlock()
+		l.unlock()
 		select {
 		case <-room:
 		case <-retry.C:

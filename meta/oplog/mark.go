@@ -13,12 +13,27 @@ type Mark struct {
 	mu      sync.Mutex
 	err     error
 	waiters []*waiter     // ascending by seq
+	over    []ended       // waits with a Waiter that have ended and who is not told yet
+	some    atomic.Bool   // there are some in over
 	changed chan struct{} // nil: nobody asked
 }
 
 type waiter struct {
-	seq uint64
-	c   chan error // cap 1
+	seq  uint64
+	c    chan error // cap 1
+	then Waiter     // is told instead, unless nil
+}
+
+// Waiter waits for a Mark without a goroutine. Waited is called once, by whoever
+// moves the mark, without any lock of the log: it must not block, and not
+// append.
+type Waiter interface {
+	Waited(err error)
+}
+
+type ended struct {
+	w   Waiter
+	err error
 }
 
 var waiterPool = sync.Pool{New: func() any { return &waiter{c: make(chan error, 1)} }}
@@ -34,21 +49,21 @@ func (m *Mark) Wait(ctx context.Context, v uint64) error {
 	if m.v.Load() >= v {
 		return nil
 	}
-	return m.wait(ctx, m.enlist(v))
+	return m.wait(ctx, m.enlist(v, nil))
 }
 
 // enlist returns a waiter for v. If there is nothing to wait for, its answer
 // is there already.
-func (m *Mark) enlist(v uint64) *waiter {
+func (m *Mark) enlist(v uint64, then Waiter) *waiter {
 	w := waiterPool.Get().(*waiter)
-	w.seq = v
+	w.seq, w.then = v, then
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
 	case m.v.Load() >= v:
-		w.c <- nil
+		m.endLocked(w, nil)
 	case m.err != nil:
-		w.c <- m.err
+		m.endLocked(w, m.err)
 	default:
 		// Waiters come nearly in order, so that this is an append.
 		i := len(m.waiters)
@@ -123,12 +138,40 @@ func (m *Mark) advance(v uint64) bool {
 	m.v.Store(v)
 	n := 0
 	for n < len(m.waiters) && m.waiters[n].seq <= v {
-		m.waiters[n].c <- nil
+		m.endLocked(m.waiters[n], nil)
 		n++
 	}
 	m.dropLocked(n)
 	m.notifyLocked()
 	return true
+}
+
+// endLocked ends w's wait.
+func (m *Mark) endLocked(w *waiter, err error) {
+	if w.then == nil {
+		w.c <- err
+		return
+	}
+	m.over = append(m.over, ended{w.then, err})
+	m.some.Store(true)
+	w.then = nil
+	waiterPool.Put(w)
+}
+
+// tell tells those Waiters whose waits are over. No lock may be held that one of
+// them could need.
+func (m *Mark) tell() {
+	if !m.some.Load() {
+		return
+	}
+	m.mu.Lock()
+	over := m.over
+	m.over = nil
+	m.some.Store(false)
+	m.mu.Unlock()
+	for _, e := range over {
+		e.w.Waited(e.err)
+	}
 }
 
 // dropLocked takes the first n waiters, who have their answers, off the list.
@@ -169,7 +212,7 @@ func (m *Mark) reject(err error) {
 
 func (m *Mark) rejectLocked(err error) {
 	for _, w := range m.waiters {
-		w.c <- err
+		m.endLocked(w, err)
 	}
 	m.dropLocked(len(m.waiters))
 }

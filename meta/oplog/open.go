@@ -220,7 +220,7 @@ func (l *Log) startSegment(h *batchHeader, tail []*op.Entry, size int64) (*segme
 	l.mu.Lock()
 	num := l.nextSeg
 	l.nextSeg++
-	l.mu.Unlock()
+	l.unlock()
 	s, err := l.makeSegment(num, max(min(size, l.o.SegmentSize), page+h.extent()))
 	if err != nil {
 		return nil, err
@@ -236,7 +236,7 @@ func (l *Log) startSegment(h *batchHeader, tail []*op.Entry, size int64) (*segme
 		err = fmt.Errorf("start segment: %w", err)
 		l.mu.Lock()
 		l.faultLocked(err)
-		l.mu.Unlock()
+		l.unlock()
 		return nil, err
 	}
 	s.note(h, s.end)
@@ -283,12 +283,12 @@ func (l *Log) keepTorn(ld *loaded) {
 func (l *Log) Close() error {
 	l.mu.Lock()
 	if errors.Is(l.err, ErrClosed) {
-		l.mu.Unlock()
+		l.unlock()
 		return nil
 	}
 	l.closing = true
 	l.wantLocked(l.last.Seq)
-	l.mu.Unlock()
+	l.unlock()
 
 	l.token <- struct{}{}
 	for !l.flushBatch(true) {
@@ -302,7 +302,7 @@ func (l *Log) Close() error {
 	l.segMu.Lock()
 	defer l.segMu.Unlock()
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	for _, s := range l.segs {
 		err = errors.Join(err, s.f.Close())
 	}
@@ -325,12 +325,12 @@ func (l *Log) closeToken() error {
 		err = l.prepErr
 	}
 	fits := l.active().end+h.extent() <= l.active().size
-	l.mu.Unlock()
+	l.unlock()
 	if err == nil && fits {
 		err = l.write(&h, nil)
 	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	l.leads.Store(false)
 	l.err = errors.Join(ErrClosed, l.err)
 	l.stopLocked()

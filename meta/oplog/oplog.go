@@ -223,7 +223,7 @@ func (l *Log) faultLocked(cause error) {
 // something that only a new start can judge.
 func (l *Log) Fail(cause error) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	l.faultLocked(cause)
 }
 
@@ -240,6 +240,24 @@ func (l *Log) wakeLocked() {
 	if l.room != nil {
 		close(l.room)
 		l.room = nil
+	}
+}
+
+// unlock gives mu back, and tells the Waiters whose waits ended under it.
+func (l *Log) unlock() {
+	l.mu.Unlock()
+	l.Received.tell()
+	l.Committed.tell()
+}
+
+// unlockQuietly is unlock for a caller who may hold what a Waiter needs.
+func (l *Log) unlockQuietly() {
+	l.mu.Unlock()
+	if l.Received.some.Load() || l.Committed.some.Load() {
+		go func() {
+			l.Received.tell()
+			l.Committed.tell()
+		}()
 	}
 }
 

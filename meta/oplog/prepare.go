@@ -119,7 +119,7 @@ func noSpace(err error) error {
 
 func (l *Log) takeFromPool(size int64) string {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	for i, p := range l.pool {
 		if p.size >= size {
 			l.pool = append(l.pool[:i], l.pool[i+1:]...)
@@ -151,18 +151,18 @@ func (l *Log) nextSizeLocked() int64 {
 func (l *Log) prepare() {
 	l.mu.Lock()
 	if l.spare != nil || l.err != nil {
-		l.mu.Unlock()
+		l.unlock()
 		return
 	}
 	num, size := l.nextSeg, max(l.nextSizeLocked(), l.needed)
 	l.nextSeg++
 	l.prepErr = nil
-	l.mu.Unlock()
+	l.unlock()
 
 	s, err := l.makeSegment(num, size)
 
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	l.prepErr, l.prepAt = err, l.now()
 	l.wakeLocked()
 	switch {

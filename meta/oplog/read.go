@@ -12,21 +12,21 @@ import (
 // if it holds none.
 func (l *Log) First() uint64 {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	return l.segs[0].first()
 }
 
 // Last returns where the log ends.
 func (l *Log) Last() op.Pos {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	return l.last
 }
 
 // Size returns how many bytes of segments are in use.
 func (l *Log) Size() int64 {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	var n int64
 	for _, s := range l.segs {
 		n += s.end
@@ -37,7 +37,7 @@ func (l *Log) Size() int64 {
 // Epochs returns the beginnings of epochs that the log still holds.
 func (l *Log) Epochs() []EpochStart {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	return slices.Clone(l.epochs)
 }
 
@@ -45,14 +45,14 @@ func (l *Log) Epochs() []EpochStart {
 // to it had been committed for certain, and perhaps more.
 func (l *Log) RecoveredCommitted() uint64 {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	return l.recovered
 }
 
 // Err returns why the log stopped; nil if it runs.
 func (l *Log) Err() error {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	return l.err
 }
 
@@ -60,7 +60,7 @@ func (l *Log) Err() error {
 // itself no longer knows, after Reset.
 func (l *Log) NotBefore(t int64) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	l.lastTime = max(l.lastTime, t)
 }
 
@@ -74,11 +74,11 @@ func (l *Log) PosAt(seq uint64) (op.Pos, error) {
 	defer l.segMu.RUnlock()
 	l.mu.Lock()
 	if seq == l.last.Seq {
-		defer l.mu.Unlock()
+		defer l.unlock()
 		return l.last, nil
 	}
 	if r := l.recordLocked(seq); r != nil {
-		defer l.mu.Unlock()
+		defer l.unlock()
 		return r.e.Pos(), nil
 	}
 	s, err := l.segmentLocked(seq)
@@ -86,14 +86,14 @@ func (l *Log) PosAt(seq uint64) (op.Pos, error) {
 		s = l.segs[0]
 	}
 	if s == nil {
-		defer l.mu.Unlock()
+		defer l.unlock()
 		if err == nil {
 			err = &TrimmedError{seq, l.segs[0].first()}
 		}
 		return op.Pos{}, err
 	}
 	c := *s
-	l.mu.Unlock()
+	l.unlock()
 	return c.posAt(seq)
 }
 
@@ -121,7 +121,7 @@ func (l *Log) Read(from uint64, maxBytes int) ([]*op.Entry, error) {
 	l.mu.Lock()
 	s, err := l.segmentLocked(from)
 	if s == nil {
-		defer l.mu.Unlock()
+		defer l.unlock()
 		if err == nil {
 			err = &TrimmedError{from, l.segs[0].first()}
 		}
@@ -132,7 +132,7 @@ func (l *Log) Read(from uint64, maxBytes int) ([]*op.Entry, error) {
 	if l.cursor.num == c.num && l.cursor.first == from {
 		off = l.cursor.off
 	}
-	l.mu.Unlock()
+	l.unlock()
 	var es []*op.Entry
 	n, at := 0, off
 	err = c.walk(off, from, c.last, func(e *op.Entry, off int64) bool {
@@ -148,7 +148,7 @@ func (l *Log) Read(from uint64, maxBytes int) ([]*op.Entry, error) {
 	// A streamer goes on where it stopped, in this batch or the next.
 	l.mu.Lock()
 	l.cursor = cursor{c.num, place{es[len(es)-1].Seq + 1, at}}
-	l.mu.Unlock()
+	l.unlock()
 	return es, nil
 }
 
@@ -161,7 +161,7 @@ type cursor struct {
 // readMemory is Read of what is in memory.
 func (l *Log) readMemory(from uint64, maxBytes int) (es []*op.Entry, ok bool, err error) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	switch {
 	case from == l.last.Seq+1:
 		return nil, true, nil
