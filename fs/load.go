@@ -138,11 +138,13 @@ func (d *dir) fill(n *node, list []meta.Child) {
 // follow trims what waits for being applied, until the mount ends.
 func (f *FS) follow() {
 	defer f.wg.Done()
-	for {
-		at := f.oplog.Applied.Get()
-		f.trim(at)
-		if f.oplog.Applied.Wait(f.ctx, at+1) != nil {
-			return // unmounted, or nothing will ever be applied again
+	for f.oplog.Applied.Err() == nil {
+		changed := f.oplog.Applied.Changed() // not Wait: nobody need hurry
+		f.trim(f.oplog.Applied.Get())
+		select {
+		case <-changed:
+		case <-f.ctx.Done():
+			return
 		}
 	}
 }

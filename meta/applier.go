@@ -35,6 +35,13 @@ type applier struct {
 const (
 	batchBytes   = 1 << 20 // of entries in one batch, roughly
 	batchEntries = 256
+
+	// applyDelay is how long entries are gathered before they are applied: what
+	// is done once a batch, above all the times of directories and control
+	// files, is then done less often, and nobody needs them sooner. Who waits
+	// for the applier, or much to do, ends it.
+	applyDelay = 50 * time.Millisecond
+	applyBytes = 4 << 20
 )
 
 // startApplier starts the applier, unless it runs.
@@ -96,11 +103,25 @@ func (s *Slot) applyAll(ctx context.Context) error {
 	a.checkpointAt = time.Now()
 	due := time.NewTimer(s.opt.CheckpointEvery)
 	defer due.Stop()
+	gather := time.NewTimer(time.Hour)
+	gather.Stop()
+	defer gather.Stop()
 	applied := s.ix.current().Pos.Seq
 	s.tree.epoch = s.epochAt(applied)
 	for ctx.Err() == nil {
 		committed, durable := s.Log.Committed.Changed(), s.Log.Durable.Changed()
 		to := min(s.Log.Committed.Get(), s.Log.Durable.Get())
+		if to > applied && to-applied < batchEntries/2 && s.Log.Unapplied() < applyBytes {
+			gather.Reset(applyDelay)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-s.Log.Hurry():
+			case <-gather.C:
+			}
+			gather.Stop()
+			to = min(s.Log.Committed.Get(), s.Log.Durable.Get())
+		}
 		if stop := a.stopAt.Load(); stop != 0 {
 			to = min(to, max(stop, applied)) // who asked starts it again
 		}

@@ -26,10 +26,16 @@ func (f *following) ack(force bool) error {
 	return f.l.numbers(frameAck, received, durable, applied)
 }
 
-// acknowledge sends what becomes durable, and a sign of life when nothing
-// happens. It also watches for the primary's.
+// acknowledge sends what becomes durable, when the log has it, and a sign of life
+// when nothing happens. It also watches for the primary's.
 func (f *following) acknowledge(ctx context.Context) {
 	log := f.r.Log
+	log.OnFlush(func() {
+		if f.ack(false) != nil || log.Durable.Err() != nil {
+			f.l.close()
+		}
+	})
+	defer log.OnFlush(nil)
 	heart := time.NewTicker(f.beat)
 	defer heart.Stop()
 	if f.ack(true) != nil {
@@ -37,18 +43,12 @@ func (f *following) acknowledge(ctx context.Context) {
 	}
 	beat := time.Now()
 	for {
-		changed := log.Durable.Changed()
-		if f.ack(false) != nil {
-			f.l.close()
-			return
-		}
 		if log.Durable.Err() != nil {
 			// Nothing more becomes durable here.
 			f.l.close()
 			return
 		}
 		select {
-		case <-changed:
 		case <-heart.C:
 			// If this process stood still, what the primary said is not read yet.
 			stood := time.Since(beat) > f.silent

@@ -17,11 +17,11 @@ import (
 const (
 	// gather is how long entries that nobody waits for may be held back so that
 	// several share a frame, a record and a wake-up on both nodes.
-	gather = time.Millisecond
+	gather = 5 * time.Millisecond
 	// gatherEntries is how many entries are enough to send them without waiting.
 	gatherEntries = 64
 	// markDelay is how long the committed mark waits for entries to travel with.
-	markDelay = 4 * time.Millisecond
+	markDelay = 20 * time.Millisecond
 )
 
 // sender streams this log's entries to one replica. Two goroutines: run writes,
@@ -267,15 +267,17 @@ func (s *sender) run() error {
 	delay.Stop()
 	armed := false // delay runs
 	var told marks // what the replica has been told last
+	w := log.Watch(gatherEntries)
+	defer log.Unwatch(w)
 	for {
-		appendedC, committedC, wantedC, awaitedC := log.Appended.Changed(), log.Committed.Changed(), log.Wanted.Changed(), log.Awaited.Changed()
 		m := marks{log.Committed.Get(), log.Wanted.Get(), log.Awaited.Get()}
 		appended := log.Appended.Get()
-		if s.next <= appended && (max(m.wanted, m.awaited) >= s.next || appended-s.next >= gatherEntries) {
+		if s.next <= appended && (max(m.wanted, m.awaited) >= s.next || appended-s.next+1 >= gatherEntries) {
 			if err := s.ship(m); err != nil {
 				return err
 			}
 			told = m
+			w.Done(s.next, told.wanted, told.awaited, !armed)
 			continue
 		}
 		if m.wanted > told.wanted || m.awaited > told.awaited {
@@ -284,6 +286,8 @@ func (s *sender) run() error {
 				return err
 			}
 			told = m
+			w.Done(s.next, told.wanted, told.awaited, !armed)
+			continue
 		}
 		if !armed && (s.next <= appended || m.committed > told.committed) {
 			armed = true
@@ -292,12 +296,11 @@ func (s *sender) run() error {
 			} else {
 				delay.Reset(markDelay)
 			}
+			w.Done(s.next, told.wanted, told.awaited, false)
+			continue
 		}
 		select {
-		case <-appendedC:
-		case <-wantedC:
-		case <-awaitedC:
-		case <-committedC:
+		case <-w.C:
 		case <-delay.C:
 			armed = false
 			var err error
@@ -309,6 +312,7 @@ func (s *sender) run() error {
 			if err != nil {
 				return err
 			}
+			w.Done(s.next, told.wanted, told.awaited, true)
 		case e := <-s.toPrepare:
 			if err := s.l.numbers(framePrepare, e); err != nil {
 				return err
@@ -318,6 +322,7 @@ func (s *sender) run() error {
 				return err
 			}
 			told = m
+			w.Done(s.next, told.wanted, told.awaited, !armed)
 		case <-s.l.closed:
 			return errors.New("closed")
 		}

@@ -115,7 +115,9 @@ func (l *Log) advanceLocked() {
 			received, committed = min(received, a.received), min(committed, a.durable)
 		}
 	}
-	l.Committed.advance(committed)
+	if l.Committed.advance(committed) {
+		l.stirred = true
+	}
 	if l.Received.advance(max(received, committed)) {
 		l.wakeLocked()
 	}
@@ -286,6 +288,7 @@ func (l *Log) addLocked(e *op.Entry) {
 		l.epochs = append(l.epochs, EpochStart{e.Pos(), b})
 	}
 	l.Appended.advance(e.Seq)
+	l.stirred = true
 	switch {
 	case l.pending >= batchBytes:
 		// A full batch: waiting any longer would gather nothing more.

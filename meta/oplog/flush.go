@@ -22,7 +22,9 @@ func (l *Log) Flush(upTo uint64) {
 // wantLocked asks for durability up to upTo; false if that is there already.
 func (l *Log) wantLocked(upTo uint64) bool {
 	l.wanted = max(l.wanted, min(upTo, l.last.Seq))
-	l.Wanted.advance(l.wanted)
+	if l.Wanted.advance(l.wanted) {
+		l.stirred = true
+	}
 	return l.wanted > l.written && l.err == nil
 }
 
@@ -57,7 +59,7 @@ func (l *Log) WaitReceived(ctx context.Context, seq uint64) error {
 	if w == nil {
 		return err
 	}
-	l.Awaited.advance(seq)
+	l.await(seq)
 	return l.Received.wait(ctx, w)
 }
 
@@ -79,8 +81,24 @@ func (l *Log) AfterReceived(seq uint64, w Waiter) {
 		w.Waited(err)
 		return
 	}
-	l.Awaited.advance(seq)
-	l.Received.tell()
+	l.await(seq)
+}
+
+// await notes that somebody waits for the receipt of seq.
+func (l *Log) await(seq uint64) {
+	if l.Awaited.advance(seq) {
+		l.notice()
+	}
+}
+
+// OnFlush has f called after each flush, by whoever flushed; nil ends that. Of
+// what is durable a follower tells his primary without a change of goroutines.
+func (l *Log) OnFlush(f func()) {
+	if f == nil {
+		l.flushed.Store(nil)
+		return
+	}
+	l.flushed.Store(&f)
 }
 
 // enlist makes a waiter on m that Follow is certain to end; nil if there is
@@ -150,14 +168,22 @@ func (l *Log) flushBatch(mayWait bool) (done bool) {
 		}
 	}
 	err := l.write(&h, batch)
+	done = l.wrote(&h, batch, err)
+	if f := l.flushed.Load(); f != nil {
+		(*f)()
+	}
+	return done
+}
 
+// wrote takes note of a batch that was written, or was not.
+func (l *Log) wrote(h *batchHeader, batch []*op.Entry, err error) (done bool) {
 	l.mu.Lock()
 	defer l.unlock()
 	if err != nil {
 		l.faultLocked(err)
 		return true
 	}
-	l.noteLocked(&h)
+	l.noteLocked(h)
 	for _, e := range batch {
 		l.pending -= int64(len(e.Raw))
 	}

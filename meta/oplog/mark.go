@@ -16,6 +16,7 @@ type Mark struct {
 	over    []ended       // waits with a Waiter that have ended and who is not told yet
 	some    atomic.Bool   // there are some in over
 	changed chan struct{} // nil: nobody asked
+	hurry   chan struct{} // cap 1: somebody waits; nil: of no interest
 }
 
 type waiter struct {
@@ -72,6 +73,9 @@ func (m *Mark) enlist(v uint64, then Waiter) *waiter {
 			m.waiters[i] = m.waiters[i-1]
 		}
 		m.waiters[i] = w
+		if m.hurry != nil {
+			signal(m.hurry)
+		}
 	}
 	return w
 }

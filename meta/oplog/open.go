@@ -42,7 +42,7 @@ func Open(dir string, o Options) (*Log, error) {
 	}
 	l := &Log{
 		Appended: new(Mark), Durable: new(Mark), Received: new(Mark), Committed: new(Mark), Applied: new(Mark),
-		Wanted: new(Mark), Awaited: new(Mark),
+		Wanted: new(Mark), Awaited: new(Mark), watchers: make(map[*Watcher]struct{}),
 		dir: dir, o: o, log: o.Logger, fs: o.fs, start: time.Now(),
 		closed: make(chan struct{}),
 		kick:   make(chan struct{}, 1),
@@ -54,6 +54,7 @@ func Open(dir string, o Options) (*Log, error) {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
 	l.o.OnFault = o.OnFault
+	l.Applied.hurry = make(chan struct{}, 1)
 	l.timer = time.AfterFunc(time.Hour, l.delayed)
 	l.timer.Stop()
 	l.wg.Add(2)

@@ -142,6 +142,14 @@ type Log struct {
 	prep   chan struct{} // cap 1: the preparer has work
 	timer  *time.Timer   // ends FlushDelay
 
+	watchMu  sync.Mutex
+	watchers map[*Watcher]struct{}
+	watched  atomic.Bool // there are watchers
+	stopped  atomic.Bool // the log will not go on
+
+	// flushed is called after each flush; see OnFlush.
+	flushed atomic.Pointer[func()]
+
 	// leads mirrors leading for readers without mu.
 	leads atomic.Bool
 
@@ -158,6 +166,7 @@ type Log struct {
 	segMu sync.RWMutex
 
 	mu        sync.Mutex // all below
+	stirred   bool       // watchers are to be given notice
 	err       error      // why the log stopped; nil: it runs
 	last      op.Pos
 	lastTime  int64
@@ -202,6 +211,16 @@ type poolFile struct {
 	size int64
 }
 
+// Hurry gives a signal when somebody waits for Applied.
+func (l *Log) Hurry() <-chan struct{} { return l.Applied.hurry }
+
+// Unapplied is how many bytes of entries are not applied yet.
+func (l *Log) Unapplied() int64 {
+	l.mu.Lock()
+	defer l.unlock()
+	return l.unapplied
+}
+
 func (l *Log) active() *segment { return l.segs[len(l.segs)-1] }
 
 func (l *Log) now() time.Duration { return time.Since(l.start) }
@@ -229,6 +248,8 @@ func (l *Log) Fail(cause error) {
 
 // stopLocked makes every wait end with l.err.
 func (l *Log) stopLocked() {
+	l.stopped.Store(true)
+	l.stirred = true
 	for _, m := range []*Mark{l.Appended, l.Durable, l.Received, l.Committed, l.Applied, l.Wanted, l.Awaited} {
 		m.fail(l.err)
 	}
@@ -245,14 +266,24 @@ func (l *Log) wakeLocked() {
 
 // unlock gives mu back, and tells the Waiters whose waits ended under it.
 func (l *Log) unlock() {
+	stirred := l.stirred
+	l.stirred = false
 	l.mu.Unlock()
+	if stirred {
+		l.notice()
+	}
 	l.Received.tell()
 	l.Committed.tell()
 }
 
 // unlockQuietly is unlock for a caller who may hold what a Waiter needs.
 func (l *Log) unlockQuietly() {
+	stirred := l.stirred
+	l.stirred = false
 	l.mu.Unlock()
+	if stirred {
+		l.notice()
+	}
 	if l.Received.some.Load() || l.Committed.some.Load() {
 		go func() {
 			l.Received.tell()
