@@ -37,6 +37,9 @@ func TestFaults(t *testing.T) {
 		n, time.Since(start).Round(time.Second), c.made, c.acked, c.made-c.acked, c.outages)
 }
 
+// milli shows a time as the logs of the nodes do.
+const milli = "15:04:05.000"
+
 type campaign struct {
 	*world
 	seed        uint64
@@ -111,7 +114,7 @@ func (c *campaign) round(number int) {
 	stop()
 	c.settled()
 	c.judged(dir, since)
-	c.t.Logf("  outage %v, %v in all", first.Sub(begin).Round(time.Millisecond), time.Since(at).Round(time.Millisecond))
+	c.t.Logf("  from %s to %s; outage %v, %v in all", begin.Format(milli), healed.Format(milli), first.Sub(begin).Round(time.Millisecond), time.Since(at).Round(time.Millisecond))
 	if c.t.Failed() {
 		c.t.Fatalf("round %d failed", number)
 	}

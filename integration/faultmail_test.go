@@ -2,8 +2,10 @@ package integration_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -27,9 +29,9 @@ func TestFaultsMail(t *testing.T) {
 	c := &mailCampaign{campaign: campaign{world: w, seed: s, kinds: chosen(t, kinds(false)), outages: outages{}}}
 	c.extra, c.judged = c.run, c.judgeMail
 	for i := range 3 {
-		f := &flagger{user: fmt.Sprint("user", i), uids: &c.uids, rng: newRand(s + uint64(i)), set: map[uint64][]string{}}
+		f := &flagger{user: fmt.Sprint("user", i), uids: &c.uids, rng: newRand(s + uint64(i)), set: map[uint64][]confirmed{}}
 		for _, n := range w.Nodes {
-			f.servers = append(f.servers, w.server(n))
+			f.nodes, f.servers = append(f.nodes, n.Name), append(f.servers, w.server(n))
 		}
 		c.flaggers = append(c.flaggers, f)
 	}
@@ -65,9 +67,13 @@ func mailHooks(w *world) {
 		must(w.t, n.Edit("[[slot]]\n", fmt.Sprintf("[[slot]]\non_promote = [%q, \"start\"]\non_demote = [%q, \"stop\"]\n", s.Hook, s.Hook)))
 	}
 	w.atEnd = append(w.atEnd, func() {
-		for _, s := range w.services {
+		for n, s := range w.services {
 			if err := s.Kill(w.scratch); err != nil {
 				w.t.Error(err)
+			}
+			if keep := os.Getenv("SLOTFS_KEEP_LOGS"); keep != "" && w.t.Failed() {
+				text, err := s.Log()
+				must(w.t, errors.Join(err, os.WriteFile(filepath.Join(keep, fmt.Sprintf("%s-dovecot-%s.log", w.t.Name(), n.Name)), []byte(text), 0o644)))
 			}
 		}
 	})

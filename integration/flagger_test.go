@@ -20,14 +20,26 @@ import (
 // stay.
 type flagger struct {
 	user    string
-	servers []mailbox.Server
+	nodes   []string
+	servers []mailbox.Server // of nodes
 	uids    *history.UIDs
 	rng     *rand.Rand
 
 	mu     sync.Mutex
-	set    map[uint64][]string // confirmed flags by UID
+	set    map[uint64][]confirmed // by UID
 	broken []string
 	count  int
+}
+
+// confirmed is a flag that a server said it has set.
+type confirmed struct {
+	flag string
+	node string
+	at   time.Time
+}
+
+func (c confirmed) String() string {
+	return fmt.Sprintf("%s, confirmed by %s at %s", c.flag, c.node, c.at.Format("15:04:05.000"))
 }
 
 func (f *flagger) run(end <-chan struct{}) {
@@ -37,12 +49,12 @@ func (f *flagger) run(end <-chan struct{}) {
 			return
 		case <-time.After(20 * time.Millisecond):
 		}
-		f.session(f.servers[i%len(f.servers)], end) // its errors are those of a store that moves
+		f.session(f.nodes[i%len(f.nodes)], f.servers[i%len(f.servers)], end) // its errors are those of a store that moves
 	}
 }
 
 // session works until something fails or end.
-func (f *flagger) session(s mailbox.Server, end <-chan struct{}) error {
+func (f *flagger) session(node string, s mailbox.Server, end <-chan struct{}) error {
 	c, err := s.OpenIMAP(f.user, 5*time.Second)
 	if err != nil {
 		return err
@@ -60,7 +72,7 @@ func (f *flagger) session(s mailbox.Server, end <-chan struct{}) error {
 				return err
 			}
 			seen = max(seen, f.look(box.UIDValidity, news))
-			if err := f.flag(c, news); err != nil {
+			if err := f.flag(node, c, news); err != nil {
 				return err
 			}
 		}
@@ -87,7 +99,7 @@ func (f *flagger) look(validity uint64, list []imap.Message) (highest uint64) {
 }
 
 // flag sets flags of some messages.
-func (f *flagger) flag(c *imap.Client, list []imap.Message) error {
+func (f *flagger) flag(node string, c *imap.Client, list []imap.Message) error {
 	for range min(3, len(list)) {
 		m := list[f.rng.IntN(len(list))]
 		flag := []string{`\Seen`, `\Flagged`, `\Answered`, "$Label1", "work"}[f.rng.IntN(5)]
@@ -95,7 +107,7 @@ func (f *flagger) flag(c *imap.Client, list []imap.Message) error {
 			return err
 		}
 		f.mu.Lock()
-		f.set[m.UID] = append(f.set[m.UID], flag)
+		f.set[m.UID] = append(f.set[m.UID], confirmed{flag, node, time.Now()})
 		f.count++
 		f.mu.Unlock()
 	}
@@ -129,19 +141,21 @@ func (f *flagger) judge(s mailbox.Server) (held []history.Held, broken []string,
 		h := history.Held{Key: sender.Key(body), Sum: sha256.Sum256(body), Path: fmt.Sprintf("%s UID %d", f.user, m.UID)}
 		held = append(held, h)
 		all.Messages[m.UID] = h.Sum
-		for _, flag := range f.set[m.UID] {
-			if !slices.Contains(m.Flags, flag) {
-				broken = append(broken, fmt.Sprintf("%s: %s was confirmed and is lost; it has %v", h.Path, flag, m.Flags))
+		for _, set := range f.set[m.UID] {
+			if !slices.Contains(m.Flags, set.flag) {
+				broken = append(broken, fmt.Sprintf("F1: %s: lost: %s; it has %v", h.Path, set, m.Flags))
 			}
 		}
 		delete(f.set, m.UID) // what is left then is of messages that are gone
 	}
-	for uid, flags := range f.set {
-		broken = append(broken, fmt.Sprintf("%s: UID %d, to which %v was confirmed, is gone", f.user, uid, flags))
+	for uid, set := range f.set {
+		broken = append(broken, fmt.Sprintf("F1: %s UID %d is gone, with %v", f.user, uid, set))
 	}
-	f.set = map[uint64][]string{}
+	f.set = map[uint64][]confirmed{}
 	for _, m := range list {
-		f.set[m.UID] = m.Flags
+		for _, flag := range m.Flags {
+			f.set[m.UID] = append(f.set[m.UID], confirmed{flag, "all", time.Now()})
+		}
 	}
 	return held, append(broken, f.uids.Observe(f.user, all)...), nil
 }
@@ -156,6 +170,6 @@ func (f *flagger) expunge(s mailbox.Server) error {
 	if _, err := c.Select("INBOX"); err != nil {
 		return err
 	}
-	f.set = map[uint64][]string{}
+	f.set = map[uint64][]confirmed{}
 	return errors.Join(c.Store("1:*", "+FLAGS", `\Deleted`), c.Expunge(), c.Logout())
 }

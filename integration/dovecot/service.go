@@ -60,12 +60,12 @@ stop() {
 	pid=$(cat @RUN@/pid)
 	kill -TERM "$pid" 2>/dev/null || true
 	n=0
-	while kill -0 -- "-$pid" 2>/dev/null; do
+	while kill -0 "-$pid" 2>/dev/null; do
 		n=$((n + 1))
 		[ $n -lt 40 ] || break
 		sleep 0.05
 	done
-	kill -KILL -- "-$pid" 2>/dev/null || true
+	kill -KILL "-$pid" 2>/dev/null || true
 	rm -f @RUN@/pid
 }
 case $1 in
