@@ -75,16 +75,26 @@ func (c *campaign) draw() []fault {
 
 func (c *campaign) round(number int) {
 	c.t.Helper()
-	at := time.Now()
 	faults := c.draw()
+	c.t.Logf("round %d:", number)
+	c.suffer(fmt.Sprint("r", number), faults)
+	if c.t.Failed() {
+		c.t.Fatalf("round %d failed", number)
+	}
+}
+
+// suffer sends mail to a directory, applies the faults, makes everything whole
+// and judges.
+func (c *campaign) suffer(dir string, faults []fault) {
+	c.t.Helper()
+	at := time.Now()
 	var names []string
 	for _, f := range faults {
 		names = append(names, f.name)
 	}
-	c.t.Logf("round %d: %s", number, strings.Join(names, " + "))
+	c.t.Logf("  %s", strings.Join(names, " + "))
 	primary, replica := c.roles()
 	since := c.lastEpoch(c.sinceOld())
-	dir := fmt.Sprint("r", number)
 	more := c.extra(dir)
 	for _, x := range c.writers {
 		x.who = survivors(faults)
@@ -115,9 +125,6 @@ func (c *campaign) round(number int) {
 	c.settled()
 	c.judged(dir, since)
 	c.t.Logf("  from %s to %s; outage %v, %v in all", begin.Format(milli), healed.Format(milli), first.Sub(begin).Round(time.Millisecond), time.Since(at).Round(time.Millisecond))
-	if c.t.Failed() {
-		c.t.Fatalf("round %d failed", number)
-	}
 }
 
 // acknowledged is nil once so many deliveries were, and no writer has found

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"slotfs/integration/cluster"
+	"slotfs/integration/netns"
 )
 
 // faulty are the warnings that faults bring beyond provoked.
@@ -100,10 +101,12 @@ func restart(who string) fault {
 
 // cut cuts links: pairs of who sends to whom.
 func cut(name string, directions ...[2]string) fault {
-	return fault{name: "cut " + name, hold: [2]time.Duration{ms(500), ms(9000)}, do: func(w *world, p, r *cluster.Node) func() {
+	return fault{name: "cut " + name, hold: [2]time.Duration{ms(500), ms(8000)}, slow: true, do: func(w *world, p, r *cluster.Node) func() {
+		var all []netns.Direction
 		for _, d := range directions {
-			must(w.t, w.net.Cut(w.one(d[0], p, r).Host, w.one(d[1], p, r).Host))
+			all = append(all, netns.Direction{From: w.one(d[0], p, r).Host, To: w.one(d[1], p, r).Host})
 		}
+		must(w.t, w.net.Cut(all...))
 		return func() { must(w.t, w.net.Heal()) }
 	}}
 }
@@ -192,6 +195,27 @@ func chosen(t *testing.T, all []fault) []fault {
 	return slices.DeleteFunc(all, func(f fault) bool { return !only.MatchString(f.name) })
 }
 
+// switchover hands the store over, in good order, asked of either node. That it
+// is refused when something else is broken is fine.
+func switchover() fault {
+	return fault{name: "switchover", hold: [2]time.Duration{0, ms(1000)}, do: func(w *world, p, r *cluster.Node) func() {
+		n := []*cluster.Node{p, r}[w.rng.IntN(2)]
+		done := make(chan error, 1)
+		go func() { _, err := n.Run("switch", w.Store); done <- err }()
+		return func() {
+			var exit *cluster.ExitError
+			select {
+			case err := <-done:
+				if err != nil && !errors.As(err, &exit) {
+					w.t.Error(err)
+				}
+			case <-time.After(hangBound):
+				w.t.Error("slotfs switch does not return")
+			}
+		}
+	}}
+}
+
 // kinds are all faults; those of disks only where there are disks to harm.
 func kinds(disks bool) []fault {
 	all := []fault{
@@ -217,7 +241,7 @@ func kinds(disks bool) []fault {
 		cut("primary off", append(both(thePrimary, theReplica), both(thePrimary, theWitness)...)...),
 		cut("replica off", append(both(theReplica, thePrimary), both(theReplica, theWitness)...)...),
 		cut("everybody alone", append(append(both(thePrimary, theReplica), both(thePrimary, theWitness)...), both(theReplica, theWitness)...)...),
-		flap(),
+		flap(), switchover(), switchover(),
 	}
 	if disks {
 		all = append(all, full(thePrimary), full(theReplica),

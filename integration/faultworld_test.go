@@ -159,7 +159,7 @@ func (w *world) aim(dir string, count int, seed uint64) {
 			targets = append(targets, sender.Maildir(n.Name, n.Mount, filepath.Join(dir, name)))
 		}
 		s := sender.New(name, seed+uint64(i), &w.record, targets...)
-		s.Pause = 4 * time.Millisecond // each message is read several times in the end
+		s.Pause = 20 * time.Millisecond // each message is read several times in the end
 		w.senders = append(w.senders, s)
 	}
 }

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"slotfs/integration/history"
@@ -26,9 +29,11 @@ type flagger struct {
 	rng     *rand.Rand
 
 	mu     sync.Mutex
+	logs   map[string]string      // of the nodes' Dovecots: file names
 	set    map[uint64][]confirmed // by UID
 	broken []string
 	count  int
+	lied   int // flags that Dovecot confirmed though the file system had refused them
 }
 
 // confirmed is a flag that a server said it has set.
@@ -36,6 +41,56 @@ type confirmed struct {
 	flag string
 	node string
 	at   time.Time
+	// What the node's Dovecot has logged from shortly before it confirmed the
+	// flag until soon afterwards.
+	log *span
+}
+
+// span is a part of a log file.
+type span struct {
+	file     string
+	from, to atomic.Int64
+}
+
+// logLag is how long Dovecot's logging process may be behind.
+const logLag = 300 * time.Millisecond
+
+// newSpan begins at the present end of the file.
+func newSpan(file string) *span {
+	s := &span{file: file}
+	s.mark(&s.from)
+	return s
+}
+
+// end ends it, a little later.
+func (s *span) end() { time.AfterFunc(logLag, func() { s.mark(&s.to) }) }
+
+func (s *span) mark(at *atomic.Int64) {
+	if info, err := os.Stat(s.file); err == nil {
+		at.Store(info.Size())
+	}
+}
+
+// failed reports whether the user's IMAP session was refused something by the
+// file system. When a rename or a write to its index fails, Dovecot says so in
+// its log, and OK to the client: it goes on with what it has in memory.
+func (s *span) failed(user string) bool {
+	if s == nil {
+		return false
+	}
+	f, err := os.Open(s.file)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	text := make([]byte, max(0, s.to.Load()-s.from.Load()))
+	n, _ := f.ReadAt(text, s.from.Load())
+	for line := range strings.Lines(string(text[:n])) {
+		if strings.Contains(line, "imap("+user+")<") && strings.Contains(line, "Error: ") {
+			return true
+		}
+	}
+	return false
 }
 
 func (c confirmed) String() string {
@@ -102,12 +157,14 @@ func (f *flagger) look(validity uint64, list []imap.Message) (highest uint64) {
 func (f *flagger) flag(node string, c *imap.Client, list []imap.Message) error {
 	for range min(3, len(list)) {
 		m := list[f.rng.IntN(len(list))]
+		log := newSpan(f.logs[node])
 		flag := []string{`\Seen`, `\Flagged`, `\Answered`, "$Label1", "work"}[f.rng.IntN(5)]
 		if err := c.Store(fmt.Sprint(m.UID), "+FLAGS", flag); err != nil {
 			return err
 		}
+		log.end()
 		f.mu.Lock()
-		f.set[m.UID] = append(f.set[m.UID], confirmed{flag, node, time.Now()})
+		f.set[m.UID] = append(f.set[m.UID], confirmed{flag, node, time.Now(), log})
 		f.count++
 		f.mu.Unlock()
 	}
@@ -142,7 +199,11 @@ func (f *flagger) judge(s mailbox.Server) (held []history.Held, broken []string,
 		held = append(held, h)
 		all.Messages[m.UID] = h.Sum
 		for _, set := range f.set[m.UID] {
-			if !slices.Contains(m.Flags, set.flag) {
+			switch {
+			case slices.Contains(m.Flags, set.flag):
+			case set.log.failed(f.user):
+				f.lied++
+			default:
 				broken = append(broken, fmt.Sprintf("F1: %s: lost: %s; it has %v", h.Path, set, m.Flags))
 			}
 		}
@@ -154,7 +215,7 @@ func (f *flagger) judge(s mailbox.Server) (held []history.Held, broken []string,
 	f.set = map[uint64][]confirmed{}
 	for _, m := range list {
 		for _, flag := range m.Flags {
-			f.set[m.UID] = append(f.set[m.UID], confirmed{flag, "all", time.Now()})
+			f.set[m.UID] = append(f.set[m.UID], confirmed{flag, "all", time.Now(), nil})
 		}
 	}
 	return held, append(broken, f.uids.Observe(f.user, all)...), nil

@@ -44,11 +44,12 @@ type Net struct {
 
 	mu    sync.Mutex // guards what follows
 	hosts []*Host
-	cuts  map[direction]bool
+	cuts  map[Direction]bool
 	slow  []*delayer
 }
 
-type direction struct{ from, to *Host }
+// Direction is one direction of the link between two hosts.
+type Direction struct{ From, To *Host }
 
 // Host is a machine in it. Processes are started on it with Do.
 type Host struct {
@@ -60,7 +61,7 @@ type Host struct {
 
 // New makes a network without hosts.
 func New(d *scratch.Dir) (*Net, error) {
-	n := &Net{dir: filepath.Join(d.Path, "net"), cuts: map[direction]bool{}}
+	n := &Net{dir: filepath.Join(d.Path, "net"), cuts: map[Direction]bool{}}
 	if err := os.Mkdir(n.dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -202,17 +203,18 @@ func (n *Net) Add(name string) (*Host, error) {
 	return h, nil
 }
 
-// Cut makes packets from one host to another vanish; the other direction goes on.
-func (n *Net) Cut(from, to *Host) error { return n.set(true, direction{from, to}) }
+// Cut makes packets of the given directions vanish, all at one moment; other
+// directions go on.
+func (n *Net) Cut(directions ...Direction) error { return n.set(true, directions...) }
 
 // CutBoth cuts both directions between two hosts.
-func (n *Net) CutBoth(a, b *Host) error { return n.set(true, direction{a, b}, direction{b, a}) }
+func (n *Net) CutBoth(a, b *Host) error { return n.set(true, Direction{a, b}, Direction{b, a}) }
 
 // Isolate cuts a host from all others.
 func (n *Net) Isolate(h *Host) error {
-	var all []direction
+	var all []Direction
 	for _, other := range n.others(h) {
-		all = append(all, direction{h, other}, direction{other, h})
+		all = append(all, Direction{h, other}, Direction{other, h})
 	}
 	return n.set(true, all...)
 }
@@ -232,7 +234,7 @@ func (n *Net) others(h *Host) []*Host {
 // Heal mends everything that was cut.
 func (n *Net) Heal() error {
 	n.mu.Lock()
-	var all []direction
+	var all []Direction
 	for d := range n.cuts {
 		all = append(all, d)
 	}
@@ -241,7 +243,7 @@ func (n *Net) Heal() error {
 }
 
 // set cuts or mends directions, all in one go.
-func (n *Net) set(cut bool, directions ...direction) error {
+func (n *Net) set(cut bool, directions ...Direction) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var lines []string
@@ -253,7 +255,7 @@ func (n *Net) set(cut bool, directions ...direction) error {
 		if cut {
 			verb = "add"
 		}
-		lines = append(lines, fmt.Sprintf("rule %s pref 1 from %s to %s blackhole", verb, d.from.IP, d.to.IP))
+		lines = append(lines, fmt.Sprintf("rule %s pref 1 from %s to %s blackhole", verb, d.From.IP, d.To.IP))
 	}
 	if len(lines) == 0 {
 		return nil

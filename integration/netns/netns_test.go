@@ -123,13 +123,13 @@ func TestCuts(t *testing.T) {
 		}
 	}
 	check("whole", a, true, true)
-	must(t, n.Cut(a, b))
-	must(t, n.Cut(a, b)) // again does no harm
+	must(t, n.Cut(netns.Direction{From: a, To: b}))
+	must(t, n.Cut(netns.Direction{From: a, To: b})) // again does no harm
 	check("a to b cut", a, false, false)
 	check("w is not concerned", w, true, true)
 	must(t, n.Heal())
 	check("healed", a, true, true)
-	must(t, n.Cut(b, a))
+	must(t, n.Cut(netns.Direction{From: b, To: a}))
 	check("b to a cut", a, true, false)
 	must(t, n.CutBoth(a, b))
 	check("both cut", a, false, false)
