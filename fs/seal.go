@@ -8,6 +8,7 @@ import (
 
 	"slotfs/meta"
 	"slotfs/meta/op"
+	"slotfs/meta/oplog"
 )
 
 // quiet is a control file that has no seal.
@@ -37,7 +38,11 @@ func (f *FS) seal() {
 		case <-tick.C:
 		}
 		for id, q := range f.due(time.Now()) {
-			if err := f.sealOne(id, q); err != nil && f.ctx.Err() == nil && f.refused.Load() == 0 {
+			err := f.sealOne(id, q)
+			if errors.Is(err, oplog.ErrNotLeading) {
+				continue // no primary any more; the next one seals
+			}
+			if err != nil && f.ctx.Err() == nil && f.refused.Load() == 0 {
 				f.log.Warn("control file not sealed", keyID, uint64(id), keyErr, err)
 			}
 		}

@@ -51,7 +51,8 @@ func NewService(d *scratch.Dir, name, root string, ports []int, o Options) (*Ser
 
 // hook is what systemctl start and stop would do. The server becomes the
 // leader of a group of its own, noted where the scratch directory looks for
-// what is to be ended with it. A start ends a server that is left from before:
+// what is to be ended with it. What the master leaves behind is killed, as
+// systemd does. A start ends a server that is left from before:
 // after a crash of slotfs nobody has run on_demote.
 const hook = `#!/bin/sh
 set -eu
@@ -60,7 +61,7 @@ stop() {
 	pid=$(cat @RUN@/pid)
 	kill -TERM "$pid" 2>/dev/null || true
 	n=0
-	while kill -0 "-$pid" 2>/dev/null; do
+	while [ -e "/proc/$pid/exe" ]; do
 		n=$((n + 1))
 		[ $n -lt 40 ] || break
 		sleep 0.05
