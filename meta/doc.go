@@ -5,6 +5,7 @@
 //
 //	slot.json     which slot of which store this is (Identity), and the format
 //	lock          flock: one process at a time; holds its pid, for people
+//	home.json     which file that is: a copied or restored directory has another
 //	tree/         the mail, as plain files and directories: what the mount shows
 //	oplog/        the log (package oplog)
 //	index/        badger; its keys and records are described in record.go

@@ -38,12 +38,14 @@ type Slot struct {
 	// Ledger keeps them for good; see Record.
 	Ledger *ledger.Ledger
 
-	dir  string
-	opt  Options
-	log  *slog.Logger
-	lock *os.File
-	ix   *index
-	tree *tree
+	dir    string
+	opt    Options
+	log    *slog.Logger
+	lock   *os.File
+	ix     *index
+	tree   *tree
+	home   home // which file the lock is
+	copied bool // it was another one when the slot was last settled
 	// rescued is what was delivered again from lost branches.
 	rescued *rescuedSet
 	trash   *trash
@@ -213,6 +215,9 @@ func (s *Slot) open() (err error) {
 		if err := os.MkdirAll(filepath.Join(s.dir, dirTree), 0o700); err != nil {
 			return fmt.Errorf("complete data directory: %w", err)
 		}
+	}
+	if err := s.openHome(); err != nil {
+		return err
 	}
 	for _, name := range []string{dirIndex, dirTrash, dirStage, dirQuarantine, dirRescue, dirVolatile} {
 		if err := os.MkdirAll(filepath.Join(s.dir, name), 0o700); err != nil {

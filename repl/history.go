@@ -48,6 +48,17 @@ func (h history) until(seq uint64) history {
 // has reports whether slot is in the epoch's in-sync set.
 func (e epochStart) has(slot op.SlotID) bool { return slices.Contains(e.Members, slot) }
 
+// memberAfter reports whether slot is in the set of an epoch after epoch that
+// began up to seq.
+func (h history) memberAfter(slot op.SlotID, epoch, seq uint64) bool {
+	for _, e := range h {
+		if e.Pos.Epoch > epoch && e.Pos.Seq <= seq && e.has(slot) {
+			return true
+		}
+	}
+	return false
+}
+
 // with is h continued by what the log still holds. Epochs of h that the log's
 // replace (a branch that was cut) are forgotten.
 func (h history) with(starts []oplog.EpochStart, last op.Pos) history {

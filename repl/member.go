@@ -199,7 +199,7 @@ func New(o Options) (*Member, error) {
 	r.unfit.Store("")
 	r.pub = published{role: Replica, since: r.start}
 	r.refresh()
-	if err := errors.Join(r.become(), r.knowStore()); err != nil {
+	if err := errors.Join(r.become(), r.knowStore(), r.noteCopied()); err != nil {
 		return nil, err
 	}
 	return r, nil
@@ -330,6 +330,7 @@ func (r *Member) view() view {
 	}
 	v.store = r.storeID()
 	v.hasStore = v.last.Seq > 0
+	v.restored = r.notes.Restored > 0 && !v.hist.memberAfter(r.ID, r.notes.Restored, v.durable)
 	v.adopted = !v.hasStore && !r.Slot.StoreID().IsZero()
 	v.resync = r.resyncing() || r.incomplete()
 	if err := r.faulted(); err != nil {

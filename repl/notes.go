@@ -44,6 +44,9 @@ type notes struct {
 	Copies map[op.SlotID]uint64 `json:"copies,omitempty"`
 	// HeardSeq is the last entry that a primary was known to have.
 	HeardSeq uint64 `json:"heard_seq,omitempty"`
+	// Restored is the epoch in which the data directory was found to be a copy, or
+	// restored: until the slot is a member of a later one it may lack anything.
+	Restored uint64 `json:"restored,omitempty"`
 	// Becoming is what Epochs will be when the resync under way has ended.
 	Becoming *becoming `json:"becoming,omitempty"`
 	// Heard is when, and From which node, a primary was last heard.

@@ -68,6 +68,7 @@ type view struct {
 	demoted   uint64        // epoch that an operator ended here
 	yield     bool
 	resync    bool // a resync is unfinished, or its control files are ahead of the log
+	restored  bool // its data directory is a copy, and has not caught up since
 	drained   bool // it is not to become primary by itself
 	faulted   string
 	bereft    string    // why it has to be refilled before it is of any use

@@ -59,6 +59,8 @@ func (m *machine) unfit() string {
 		return unfitFaulted
 	case m.local:
 		return "its durability is \"local\": it is never in the in-sync set"
+	case m.v.restored && m.shared():
+		return restoredText
 	case m.v.drained:
 		return "drained by an operator"
 	case m.v.resync:

@@ -132,6 +132,10 @@ func (m *machine) resume() {
 	if m.ending || m.now.Before(m.resumes) || !m.v.hasStore || last.Primary != m.self || m.v.demoted >= last.Pos.Epoch || m.v.yield || m.v.resync || m.split != "" {
 		return
 	}
+	if m.v.restored && m.shared() {
+		m.doing = restoredText
+		return
+	}
 	if m.v.drained {
 		m.doing = "drained: this slot was primary last, and does not resume by itself (\"slotfs undrain NODE\", or \"slotfs promote STORE\")"
 		return

@@ -22,6 +22,8 @@ func (m *machine) onPromote(e evPromote) {
 		refuse("this slot already is primary, in epoch %d", m.epoch)
 	case m.op != nil && !(m.op.auto && m.op.phase == phaseAsk):
 		refuse("busy: %s", m.doing)
+	case m.v.restored && m.shared() && !e.opts.Force:
+		refuse("%s; promote another slot, or use --force to go on without what may be missing here", restoredText)
 	case m.v.resync:
 		refuse("this slot is in the middle of a resync: its tree is not complete")
 	default:
