@@ -24,7 +24,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 run_flag = $(if $(RUN),-run '$(RUN)')
 
 .DEFAULT_GOAL := build
-.PHONY: build race deps test unit integration fuzz check bench demo demo-stop soak install clean help FORCE
+.PHONY: build race deps test unit integration model fuzz check bench demo demo-stop soak install clean help FORCE
 
 build: $(BIN) ## build bin/slotfs
 
@@ -45,6 +45,7 @@ deps: ## install the Debian packages that tests, demo and bench need, where miss
 test: deps race ## all tests, with the race detector, on real mounts and a real Dovecot
 	@status=0; \
 	$(MAKE) --no-print-directory unit || status=1; \
+	repl/model/all.sh quick || status=1; \
 	$(MAKE) --no-print-directory integration || status=1; \
 	exit $$status
 
@@ -53,6 +54,10 @@ unit: ## the tests of the packages, without integration
 
 integration: race ## the tests of the built binary
 	@SLOTFS_BIN=$(CURDIR)/bin/slotfs-race $(GO) test -race -count=1 -p 1 -timeout $(TIMEOUT) $(run_flag) ./integration/...
+
+model: ## search the role protocol's model exhaustively, and models with mistakes in them
+	@.ci/deps spin gcc libc6-dev
+	@repl/model/all.sh
 
 fuzz: ## every fuzz test for FUZZTIME
 	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r pkg; do \
