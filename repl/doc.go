@@ -5,7 +5,9 @@
 // A Member is one slot's part. A Server is a node's listener, for all of its
 // members. What decides is the machine (role*.go): pure, events and the time
 // in, effects out; its scenarios are text files in testdata/. The Member drives
-// it: one loop, which never waits for the network.
+// it: one loop, which never waits for the network. With a register (Register,
+// package repl/register) the machine decides by itself who is primary; without
+// one, mode none, operators do.
 //
 // # Guarantees
 //
@@ -17,15 +19,85 @@
 //     smaller set commits nothing before that entry is durable here.
 //   - On its path to primary a slot first stops following, and waits until that
 //     has ended: from then on it acknowledges nothing.
-//   - In register mode none, which is all that exists so far, a change of primary
-//     is an operator's command. No acknowledged entry is lost if the promoted
-//     slot is in the in-sync set and the old primary has not gone on alone;
-//     on_replica_loss = "stop" makes sure of the latter.
+//   - With a register: every slot that the record names in sync has, durably, all
+//     that was ever acknowledged, whatever is lost, late or repeated; and only
+//     such a slot becomes primary. Hence no acknowledged entry is lost without
+//     --force, and a superseded primary acknowledges nothing that the new history
+//     lacks: what it can still commit needs every member of its set, and its
+//     successor was one, follows nobody any more, and holds what it ever
+//     acknowledged. That goes for acknowledgements which lie unread in a socket.
+//     No clock has a part in it.
+//   - Control writes are answered when received. What a replica has received and
+//     not yet written stays in its log when it becomes primary: it is lost only
+//     if the replica's process dies as well.
+//   - In register mode none a change of primary is an operator's command. No
+//     acknowledged entry is lost if the promoted slot is in the in-sync set and
+//     the old primary has not gone on alone; on_replica_loss = "stop" makes sure
+//     of the latter.
 //   - If two primaries were made independently there are two histories with one
 //     epoch number. Both sides say so and stay apart; neither gives up anything
 //     before an operator says which (Rejoin).
 //
-// # Path to primary
+// What is not promised: a disk restored to an older state of the present epoch,
+// while no other member is there to contradict it, is taken for what it was. A
+// member that comes back like that to a primary is noticed, and dropped before
+// it gets anything.
+//
+// # Path to primary, with a register
+//
+// Boot, failover, switchover and force go the same way (roleelect.go):
+//
+//  1. Get the record, and ask the other slots, briefly. Judge: the record names
+//     this slot in sync; the slot's own disk proves that it belongs to the
+//     record's epoch (its log has the epoch's first entry with the record's
+//     nonce, or it noted that it may join); store and epochs fit; it is whole,
+//     healthy, not drained. Without an answer of the register nothing more
+//     happens: an intact pair must not be broken for nothing.
+//  2. Stop following; when that has ended nothing is acknowledged any more. Seal
+//     the record's epoch, durably.
+//  3. Fetch the longest tail from a member whose log extends ours. It is a help
+//     only: what was committed is here.
+//  4. Every slot of the next set, this one too, durably notes epoch and nonce.
+//     The next set is this slot and those of the record's set which answered,
+//     proved that they belong to it, whose log is the beginning of ours, and
+//     which noted. So whatever happens next each of them can prove itself.
+//  5. Swap. If there is no answer it is repeated until the record has left the
+//     expected epoch; the nonce in it says who won.
+//  6. EpochBegin with the record's nonce; apply; mount; on_promote.
+//
+// A primary changes its set in the same order (rolechange.go): Get, notes, Swap,
+// EpochBegin. While the outcome of the Swap is unknown commits wait for the old
+// set and the new one.
+//
+// A replica starts that by itself (machine.due) if the record names it primary;
+// if the primary's process is gone (connection refused, after it had been
+// heard); if the primary says of itself that it will not lead (faulted, drained,
+// demoted); or if nothing was heard from it for failover_timeout. A primary that
+// hears of a higher epoch, from the register or with proof from another slot,
+// steps down: from that moment nothing is acknowledged, and calls that wait get
+// oplog.ErrNotLeading (EROFS); then on_demote, then the mount ends. A primary
+// whose disk fails does the same, so that another slot can serve.
+//
+//	silence, primary drops a replica         replica_timeout    1.5 s
+//	silence, replica takes over              failover_timeout   3 s
+//	process gone, either way                 at once
+//	other slots' answers are waited for      0.3 s by a failover, replica_timeout by an operator
+//	no automatic failover after one          failover_pause     30 s, doubling up to 10 min;
+//	                                         30 s again after ten quiet pauses. In memory, told
+//	                                         to the other slots
+//	neither member nor register heard        primary ends its mount after 5 s; bounds how long
+//	                                         waiting calls of a cut off primary hang, and how
+//	                                         old its reads can be
+//	Get while there is no primary            every second at most; none while all is well
+//
+// Silence is measured by the monotonic clock, and not held against anybody while
+// this process itself stood still.
+//
+// What speaks against the record stops every change of role, with a sentence in
+// the status, and no mail: no record of a store that has a history; an older
+// epoch than a slot has; another nonce for an epoch; another store; garbage.
+//
+// # Path to primary, without a register
 //
 // Boot, promotion and force go the same way: ask all other slots what they are;
 // judge; stop following; fetch the longest tail from a member whose log extends
@@ -43,9 +115,21 @@
 //
 // A replica's lag is within a window; commits wait for it, too (Log.Lead with
 // the old epoch and one peer more); everything acknowledged before that is
-// durable there; it notes durably that it may join epoch e+1; EpochBegin e+1.
-// If that takes too long commits wait for it no more, and it may try again
-// later. A slot with durability "local" never enters.
+// durable there; it notes durably that it may join epoch e+1; with a register,
+// Swap; EpochBegin e+1.
+// If that takes too long, and the register has not been asked yet, commits wait
+// for it no more, and it may try again later. A slot with durability "local"
+// never enters. One that has sealed off the primary's epoch, because it was about
+// to become primary, gets a new epoch with the same set.
+//
+// # Proof
+//
+// testdata/*.txt are scenarios of the machine. explore_test.go walks it at random
+// through lost, late and repeated messages, crashes, processes that stand still,
+// disks that are emptied or restored, operators: "make test" takes some million
+// steps, SLOTFS_SEED repeats one walk, a failure is shortened before it is
+// printed; mistakes in the protocol that it must find are part of the test.
+// model/ has the protocol for spin, which searches small cases exhaustively.
 //
 // # Rejoin
 //
