@@ -1,6 +1,7 @@
 package powerloss
 
 import (
+	"errors"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -22,7 +23,11 @@ type image struct {
 	pages   map[int64][]byte // page number → newest content, where pending has some
 	flushes uint64
 	writes  uint64
+	bad     []extent // reading any of it fails
 }
+
+// extent is a part of the disk, in bytes.
+type extent struct{ off, size int64 }
 
 type write struct {
 	off  int64
@@ -38,8 +43,16 @@ type Loss struct {
 func (m *image) readAt(p []byte, off int64) error {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
+	for _, b := range m.bad {
+		if off < b.off+b.size && b.off < off+int64(len(p)) {
+			return errBad
+		}
+	}
 	return m.readLocked(p, off)
 }
+
+// errBad: a part of the disk that cannot be read.
+var errBad = errors.New("unreadable sector")
 
 func (m *image) readLocked(p []byte, off int64) error {
 	n, err := m.durable.ReadAt(p, off)
