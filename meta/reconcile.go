@@ -60,6 +60,9 @@ type reconciler struct {
 	hold func(step, path string) error
 	// note is told of what has to be known by people.
 	note func(kind string, id op.ID, path, text string)
+	// tell: that an object was moved or made is to be known, too; at a start it
+	// is what a crash leaves.
+	tell bool
 
 	base, tree, stage, trash *node
 
@@ -278,6 +281,12 @@ func (r *reconciler) placeName(dir *node, c Child) error {
 		if err := r.limbo(k); err != nil {
 			return err
 		}
+	}
+	if r.tell {
+		defer func(name string) {
+			path, _ := pathIn(r.view, c.ID)
+			r.note(EventRepaired, c.ID, path, fmt.Sprintf("%q was not this object, or nothing: put there, or made again", name))
+		}(c.Name)
 	}
 	if have != nil {
 		return r.link(have, dir, c.Name)

@@ -82,6 +82,8 @@ func (s *Slot) recoverTo(committed uint64) error {
 func (s *Slot) noteEvent(kind string, id op.ID, path, text string) {
 	e := ledger.Entry{Outcome: ledger.Noted}
 	switch kind {
+	case EventRepaired:
+		e.Kind, e.Outcome, e.Source = ledger.Damaged, ledger.Repaired, "index and ids"
 	case ledger.Quarantined:
 		e.Outcome = ledger.Kept
 	case EventMissing, EventDamaged:

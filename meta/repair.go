@@ -41,6 +41,9 @@ func (s *Slot) repair(ctx context.Context, id op.ID, changed uint64, cause error
 	if now, err := s.find(id); err != nil || now.Changed != changed || now.Sum == nil {
 		return errors.Join(errChanged, err)
 	}
+	if s.putInPlace(n) {
+		return nil
+	}
 	path := s.pathOf(n)
 	own, err := s.Testify(ctx, id)
 	if err != nil {

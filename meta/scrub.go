@@ -79,10 +79,14 @@ type pass struct {
 	pace   *pacer
 	full   bool // of everything: counts for the cycle
 
-	mu   sync.Mutex
+	mu   sync.Mutex // guards what follows
 	p    ScrubProgress
 	told time.Time
+	said map[op.ID]struct{} // objects with a finding, the first saidMax
 }
+
+// saidMax bounds what a pass remembers of its findings.
+const saidMax = 100_000
 
 // Scrub makes one pass over the slot, or the part of it that o names. It works
 // while the slot is in use. One at a time is possible besides the continuous
@@ -123,7 +127,7 @@ func (s *Slot) Scrub(ctx context.Context, o ScrubOptions, r ScrubReport) (ScrubP
 }
 
 func (s *Slot) newPass(o ScrubOptions, r ScrubReport) *pass {
-	return &pass{s: s, opt: o, report: r, pace: newPacer(o.Rate, s.usersDid), p: ScrubProgress{
+	return &pass{s: s, opt: o, report: r, pace: newPacer(o.Rate, s.usersDid), said: map[op.ID]struct{}{}, p: ScrubProgress{
 		Started: time.Now(), Found: map[string]uint64{}, Medium: map[string]uint64{}}}
 }
 
@@ -243,6 +247,9 @@ func (p *pass) one(ctx context.Context, id op.ID, m *mediumReader) error {
 			return err
 		}
 	}
+	for _, f := range p.s.scrub.takeMended(e.n.ID) {
+		p.finding(f)
+	}
 	p.tell()
 	return p.pace.rest(ctx, time.Since(begun), e.bytes)
 }
@@ -278,6 +285,12 @@ func (p *pass) found(ctx context.Context, e *examined, m *mediumReader) error {
 			p.s.Record(ledger.Entry{Kind: ledger.Damaged, ID: uint64(f.ID), Path: f.Path, Text: f.Text, Outcome: outcome})
 		}
 		f.Outcome = outcome
+		if outcome == ledger.Unrepaired {
+			// Together with something else, it may just have been.
+			if again, err := p.s.examine(e.n.ID, m); err == nil && again.flaws.none() {
+				f.Outcome = ledger.Repaired
+			}
+		}
 	}
 	p.finding(f)
 	return nil
@@ -289,23 +302,33 @@ func (p *pass) dir(n *Inode) error {
 	if err != nil {
 		return fmt.Errorf("directory %d: %w", n.ID, err)
 	}
-	if len(names) > 0 {
-		outcome := ledger.Unrepaired
+	for _, name := range names {
+		f := ScrubFinding{Kind: FoundStray, Path: p.s.shown(n.ID, name), Text: "no entry of the log explains it", Outcome: ledger.Unrepaired}
 		if !p.opt.NoRepair {
-			if err := p.s.mendStrays(n.ID); err != nil {
-				return fmt.Errorf("directory %d: %w", n.ID, err)
+			outcome, err := p.s.mendStray(n.ID, name)
+			switch {
+			case err != nil:
+				f.Text += "; " + err.Error()
+			case outcome == ledger.Noted:
+				continue
+			default:
+				f.Outcome = outcome
 			}
-			outcome = ledger.Kept
 		}
-		for _, name := range names {
-			p.finding(ScrubFinding{Kind: FoundStray, Path: p.s.shown(n.ID, name), Text: "no entry of the log explains it", Outcome: outcome})
-		}
+		p.finding(f)
 	}
 	return nil
 }
 
 func (p *pass) finding(f ScrubFinding) {
 	p.mu.Lock()
+	if _, again := p.said[f.ID]; again && f.ID != 0 {
+		p.mu.Unlock()
+		return // repaired together with another one, and found by itself
+	}
+	if len(p.said) < saidMax {
+		p.said[f.ID] = struct{}{}
+	}
 	p.p.Found[f.Kind]++
 	if f.Outcome == ledger.Unrepaired {
 		p.p.Unrepaired++

@@ -169,15 +169,15 @@ var rottens = []rotten{
 	{"missing", func(t testing.TB, s *mailSlot) { noErr(t, os.Remove(s.file("m2"))) },
 		[]string{"missing cur/m2 repaired"}, []string{"missing cur/m2 unrepaired"}},
 	{"one of two names missing", func(t testing.TB, s *mailSlot) { noErr(t, os.Remove(s.file("second"))) },
-		[]string{"missing cur/two repaired"}, nil},
+		[]string{"missing cur/two repaired*", "misplaced cur/two repaired*"}, nil},
 	{"two names, two files", func(t testing.TB, s *mailSlot) {
 		b, err := os.ReadFile(s.file("second"))
 		noErr(t, err)
 		noErr(t, os.Remove(s.file("second")))
 		noErr(t, os.WriteFile(s.file("second"), b, 0o600))
-	}, []string{"missing cur/two repaired"}, nil},
+	}, []string{"missing cur/two repaired*", "misplaced cur/two repaired*"}, nil},
 	{"directory missing", func(t testing.TB, s *mailSlot) { noErr(t, os.RemoveAll(filepath.Join(s.dir, dirTree, "cur", "sub"))) },
-		[]string{"missing cur/sub repaired*", "missing cur/sub/in repaired*"}, nil},
+		[]string{"missing cur/sub repaired*", "missing cur/sub/in repaired*", "misplaced cur/sub repaired*", "misplaced cur/sub/in repaired*"}, nil},
 	{"stray", func(t testing.TB, s *mailSlot) { noErr(t, os.WriteFile(s.file("stray"), []byte("x"), 0o600)) },
 		[]string{"stray cur/stray kept"}, nil},
 	{"stray directory", func(t testing.TB, s *mailSlot) {

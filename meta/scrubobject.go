@@ -339,9 +339,13 @@ func (s *Slot) repairNow(ctx context.Context, n *Inode, cause error) error {
 	return nil
 }
 
-// replace1 puts n, and what has its place, where the index wants them.
-func (s *Slot) replace1(n *Inode, f *flaws) error {
+// replace1 puts n, and what has its place, where the index wants them. more are
+// directories in which they may be.
+func (s *Slot) replace1(n *Inode, f *flaws, more ...op.ID) error {
 	dirs := map[op.ID]bool{}
+	for _, dir := range more {
+		dirs[dir] = true
+	}
 	for _, at := range n.Names {
 		// With those above: the directory itself may be missing.
 		for dir := at.Dir; !dirs[dir]; {
@@ -361,21 +365,67 @@ func (s *Slot) replace1(n *Inode, f *flaws) error {
 	if _, err := s.reconcileDirs(slices.Collect(maps.Keys(dirs))); err != nil {
 		return fmt.Errorf("put %s in its place: %w", path, err)
 	}
-	s.Events.Add(Event{Kind: EventRepaired, ID: n.ID, Path: path, Text: text})
-	s.Record(ledger.Entry{Kind: ledger.Damaged, Path: path, ID: uint64(n.ID), Source: "index and ids", Outcome: ledger.Repaired, Text: text})
+	s.log.Info(text, keyID, uint64(n.ID), keyPath, path)
 	return nil
 }
 
-// mendStrays moves what no entry explains into quarantine.
-func (s *Slot) mendStrays(dir op.ID) error {
-	_, err := s.reconcileDirs([]op.ID{dir})
-	return err
+// mendStray moves what no entry explains into quarantine. What carries the id
+// of an object that the index has, and is not in its place, is put there.
+func (s *Slot) mendStray(dir op.ID, name string) (outcome string, err error) {
+	known, outcome, err := s.setStrayAside(dir, name)
+	if err != nil || known == nil {
+		return outcome, err
+	}
+	f := flaws{missing: fmt.Sprintf("it was found as %q", s.shown(dir, name))}
+	if err := s.replace1(known, &f, dir); err != nil {
+		return "", err
+	}
+	return ledger.Repaired, nil
+}
+
+// setStrayAside moves a name that the index does not have into quarantine,
+// unless it is that of a known object.
+func (s *Slot) setStrayAside(dir op.ID, name string) (known *Inode, outcome string, err error) {
+	s.tree.mu.Lock()
+	defer s.tree.mu.Unlock()
+	if _, err := s.ix.child(dir, name); !errors.Is(err, ErrNotExist) {
+		return nil, ledger.Noted, err // it is explained by now
+	}
+	d, err := s.tree.dir(dir, false)
+	if err != nil {
+		return nil, "", err
+	}
+	defer d.release()
+	path := procPath(d.fd, name)
+	m, err := readMark(path)
+	if gone(err) {
+		return nil, ledger.Noted, nil
+	}
+	if err == nil {
+		if n, err := s.ix.inode(m.ID); err == nil {
+			return n, "", nil
+		}
+	}
+	shown := s.shown(dir, name)
+	kept, err := setAsideAs(s.dir, path, dirTree+"/"+shown, QuarantineRecord{ID: m.ID, Reason: "no entry of the log explains it"})
+	if err != nil {
+		return nil, "", fmt.Errorf("set %s aside: %w", shown, err)
+	}
+	s.tree.late[dir] = struct{}{}
+	s.finding(Event{Kind: EventUnexpected, ID: m.ID, Path: shown, Text: "no entry of the log explains it; kept as " + kept},
+		ledger.Entry{Kind: ledger.Quarantined, Outcome: ledger.Kept})
+	return nil, ledger.Kept, s.tree.setTimes()
 }
 
 // reconcileDirs gives the names of directories the objects that the index has
 // for them, wherever those are now. Nothing may hold tree.mu.
+//
+// A check that is under way looks at everything, and repairs as well: then
+// nothing is done, rather than wait for it, as it may wait for us.
 func (s *Slot) reconcileDirs(dirs []op.ID) (*ReconcileReport, error) {
-	s.admin.Lock()
+	if !s.admin.TryLock() {
+		return nil, errBusy
+	}
 	defer s.admin.Unlock()
 	if s.Resyncing() {
 		return nil, ErrResyncing
@@ -390,7 +440,13 @@ func (s *Slot) reconcileDirs(dirs []op.ID) (*ReconcileReport, error) {
 	for _, dir := range dirs {
 		r.t.dirs[dir] = true
 	}
-	r.note, r.hold = s.noteEvent, s.opt.hold
+	r.tell, r.hold = true, s.opt.hold
+	r.note = func(kind string, id op.ID, path, text string) {
+		s.noteEvent(kind, id, path, text)
+		if kind == EventRepaired {
+			s.scrub.alsoMended(ScrubFinding{Kind: FoundMisplaced, ID: id, Path: path, Text: text, Outcome: ledger.Repaired})
+		}
+	}
 	report, err := r.run()
 	s.tree.dirs.forgetAll()
 	s.tree.files.forgetAll()
@@ -398,6 +454,36 @@ func (s *Slot) reconcileDirs(dirs []op.ID) (*ReconcileReport, error) {
 		return nil, err
 	}
 	return report, s.tree.sync()
+}
+
+// errBusy: the slot is being checked.
+var errBusy = errors.New("the slot is being checked, or copied")
+
+// putInPlace looks whether what has n's name carries the id of another object of
+// the index, and if so, puts both where they belong; true if n's content is
+// whole then.
+func (s *Slot) putInPlace(n *Inode) bool {
+	var f flaws
+	s.tree.mu.RLock()
+	at, release, err := s.tree.firstName(n)
+	if err == nil {
+		if m, err := readMark(procPath(at.d.fd, at.name)); err == nil && m.ID != n.ID {
+			f.misplaced = m.ID
+		}
+		release()
+	}
+	s.tree.mu.RUnlock()
+	if f.misplaced == 0 {
+		return false
+	}
+	if _, err := s.ix.inode(f.misplaced); err != nil {
+		return false
+	}
+	if err := s.replace1(n, &f); err != nil {
+		s.log.Warn("put an object in its place", keyID, uint64(n.ID), keyErr, err)
+		return false
+	}
+	return s.intactOnDisk(n)
 }
 
 // shown is the path of a name in a directory.

@@ -41,15 +41,16 @@ type scrubber struct {
 	path  string
 	asked sync.Mutex // held by a scrub that somebody asked for
 
-	mu    sync.Mutex // guards what follows
-	mem   scrubMemory
-	saved time.Time
-	dirty bool
-	conf  ScrubConfig
-	pass  *pass         // asked for; nil: none
-	loop  *pass         // the continuous one's; nil: it rests
-	seen  []seenAt      // what was applied when; see settled
-	wake  chan struct{} // closed when conf, paused or pass change
+	mu     sync.Mutex // guards what follows
+	mem    scrubMemory
+	saved  time.Time
+	dirty  bool
+	conf   ScrubConfig
+	pass   *pass          // asked for; nil: none
+	loop   *pass          // the continuous one's; nil: it rests
+	seen   []seenAt       // what was applied when; see settled
+	mended []ScrubFinding // repaired together with others, not reported yet
+	wake   chan struct{}  // closed when conf, paused or pass change
 }
 
 // ScrubConfig configures the continuous scrub.
@@ -150,6 +151,28 @@ func (c *scrubber) setAsked(p *pass) {
 	defer c.mu.Unlock()
 	c.pass = p
 	c.changedLocked()
+}
+
+// alsoMended notes what was repaired together with something else.
+func (c *scrubber) alsoMended(f ScrubFinding) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.pass != nil || c.loop != nil { // else nobody asks
+		c.mended = append(c.mended, f)
+	}
+}
+
+// takeMended returns that, once, but for the object that it was looked for.
+func (c *scrubber) takeMended(but op.ID) (list []ScrubFinding) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, f := range c.mended {
+		if f.ID != but {
+			list = append(list, f)
+		}
+	}
+	c.mended = nil
+	return list
 }
 
 // PauseScrub stops the continuous scrub, durably, or lets it go on.
