@@ -293,7 +293,7 @@ func (s *Slot) mend(ctx context.Context, e *examined, m *mediumReader) (outcome 
 	if f.misplaced != 0 && f.bad != nil || f.wrongType || f.missing != "" && (!s.hasContent(n) || len(n.Names) > 1 || f.missing == noDirectory) {
 		// Told by the id: the object that belongs here is elsewhere, or has to be
 		// made.
-		if err := s.replace1(n, f); err != nil {
+		if err := s.restore(n, f, true); err != nil {
 			return "", err
 		}
 		if *e, err = s.examine(n.ID, m); err != nil || e.n == nil || e.flaws.none() {
@@ -339,9 +339,9 @@ func (s *Slot) repairNow(ctx context.Context, n *Inode, cause error) error {
 	return nil
 }
 
-// replace1 puts n, and what has its place, where the index wants them. more are
+// restore puts n, and what has its place, where the index wants them. more are
 // directories in which they may be.
-func (s *Slot) replace1(n *Inode, f *flaws, more ...op.ID) error {
+func (s *Slot) restore(n *Inode, f *flaws, wait bool, more ...op.ID) error {
 	dirs := map[op.ID]bool{}
 	for _, dir := range more {
 		dirs[dir] = true
@@ -362,7 +362,7 @@ func (s *Slot) replace1(n *Inode, f *flaws, more ...op.ID) error {
 		}
 	}
 	path := s.pathOf(n)
-	if _, err := s.reconcileDirs(slices.Collect(maps.Keys(dirs))); err != nil {
+	if _, err := s.reconcileDirs(slices.Collect(maps.Keys(dirs)), wait); err != nil {
 		return fmt.Errorf("put %s in its place: %w", path, err)
 	}
 	s.log.Info(text, keyID, uint64(n.ID), keyPath, path)
@@ -377,7 +377,7 @@ func (s *Slot) mendStray(dir op.ID, name string) (outcome string, err error) {
 		return outcome, err
 	}
 	f := flaws{missing: fmt.Sprintf("it was found as %q", s.shown(dir, name))}
-	if err := s.replace1(known, &f, dir); err != nil {
+	if err := s.restore(known, &f, true, dir); err != nil {
 		return "", err
 	}
 	return ledger.Repaired, nil
@@ -420,10 +420,12 @@ func (s *Slot) setStrayAside(dir op.ID, name string) (known *Inode, outcome stri
 // reconcileDirs gives the names of directories the objects that the index has
 // for them, wherever those are now. Nothing may hold tree.mu.
 //
-// A check that is under way looks at everything, and repairs as well: then
-// nothing is done, rather than wait for it, as it may wait for us.
-func (s *Slot) reconcileDirs(dirs []op.ID) (*ReconcileReport, error) {
-	if !s.admin.TryLock() {
+// Without wait it does nothing while a check is under way, which may be what
+// waits for us.
+func (s *Slot) reconcileDirs(dirs []op.ID, wait bool) (*ReconcileReport, error) {
+	if wait {
+		s.admin.Lock()
+	} else if !s.admin.TryLock() {
 		return nil, errBusy
 	}
 	defer s.admin.Unlock()
@@ -479,7 +481,7 @@ func (s *Slot) putInPlace(n *Inode) bool {
 	if _, err := s.ix.inode(f.misplaced); err != nil {
 		return false
 	}
-	if err := s.replace1(n, &f); err != nil {
+	if err := s.restore(n, &f, false); err != nil {
 		s.log.Warn("put an object in its place", keyID, uint64(n.ID), keyErr, err)
 		return false
 	}
