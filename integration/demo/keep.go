@@ -20,7 +20,14 @@ type description struct {
 	Password string     `json:"password"`
 	Nodes    []node     `json:"nodes"`
 	Dovecot  []imapProc `json:"dovecot"`
-	Dir      string     `json:"dir"` // the scratch directory that holds all of it
+	Dir      string     `json:"dir"`     // the scratch directory that holds all of it
+	Witness  witness    `json:"witness"` // votes in the register, has no mail
+}
+
+type witness struct {
+	Name   string `json:"name"`
+	PID    int    `json:"pid"`
+	Config string `json:"config"`
 }
 
 type node struct {
@@ -35,7 +42,7 @@ type node struct {
 
 type imapProc struct {
 	Node string `json:"node"`
-	PID  int    `json:"pid"`
+	PID  int    `json:"pid"`  // 0: it starts when its node becomes primary
 	LMTP string `json:"lmtp"` // host:port
 	IMAP string `json:"imap"` // host:port
 }
@@ -57,8 +64,15 @@ func (d *demo) leave() error {
 		}
 		about.Nodes = append(about.Nodes, node{n.Name, s.Repl.Role, n.Pid(), n.Config, n.Mount, n.Tree(), n.Data})
 	}
-	s := d.servers[0]
-	about.Dovecot = []imapProc{{d.cluster.Nodes[0].Name, s.Pid, s.LMTP, s.IMAP}}
+	for i, s := range d.servers {
+		pid, err := s.Pid()
+		if err != nil {
+			return err
+		}
+		about.Dovecot = append(about.Dovecot, imapProc{d.cluster.Nodes[i].Name, pid, s.LMTP, s.IMAP})
+	}
+	w := d.cluster.Witness
+	about.Witness = witness{w.Name, w.Pid(), w.Config}
 	file, err := describedIn()
 	if err != nil {
 		return err
@@ -80,9 +94,17 @@ func (d *demo) leave() error {
 		say("    tree  %s", n.Tree)
 		say("    look  %s status --config %s", about.Bin, n.Config)
 	}
-	say("Dovecot on %s: LMTP %s, IMAP %s, users %v, password %s", about.Dovecot[0].Node, s.LMTP, s.IMAP, users(), password)
+	say("w   witness  pid %d", w.Pid())
+	for _, s := range about.Dovecot {
+		when := "runs"
+		if s.PID == 0 {
+			when = "runs when its node is primary"
+		}
+		say("Dovecot on %s: LMTP %s, IMAP %s; %s", s.Node, s.LMTP, s.IMAP, when)
+	}
+	say("Users %v, password %s", users(), password)
 	say("The same for programs: %s", file)
-	say("Kill the primary (kill -9 %d), then: %s promote %s --old-primary-is-down --config %s", about.Nodes[0].PID, about.Bin, store, about.Nodes[1].Config)
+	say("Kill the primary (kill -9 %d) and n2 takes over by itself; or hand it over: %s switch %s --config %s", about.Nodes[0].PID, about.Bin, store, about.Nodes[0].Config)
 	say("The end of it all: make demo-stop")
 	return d.scratch.Release()
 }

@@ -1,7 +1,8 @@
 // Command demo shows the main job of slotfs on one machine, in plain words:
 // one store on two nodes, mounted under a stock Dovecot, every message on
-// both; the primary is killed while mail comes in, and the replica goes on
-// with all of it.
+// both, and a witness that votes; the primary is killed while mail comes in,
+// and the replica takes over by itself and goes on with all of it. Then the
+// store is handed over in good order.
 //
 //	demo         the whole of it; exit code 1 if anything differs
 //	demo -keep   stop before the kill, leave everything running, describe it in .demo/demo.json
@@ -48,8 +49,8 @@ func main() {
 type demo struct {
 	scratch *scratch.Dir
 	cluster *cluster.Cluster
-	servers []*dovecot.Server
-	mail    mailbox.Server // of the present primary
+	servers []*dovecot.Service // of the nodes, started and stopped by their hooks
+	mail    mailbox.Server     // of the present primary
 	acks    []mailbox.Ack
 	before  mailbox.Snapshot
 	start   time.Time
@@ -71,7 +72,7 @@ func run(keep bool) error {
 	if keep {
 		steps = append(steps, d.leave)
 	} else {
-		steps = append(steps, d.kill, d.promote, d.verify, d.rejoin, d.clean)
+		steps = append(steps, d.kill, d.verify, d.rejoin, d.handOver, d.clean)
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -95,7 +96,7 @@ func (d *demo) explain() {
 	if d.cluster == nil {
 		return
 	}
-	for _, n := range d.cluster.Nodes {
+	for _, n := range d.cluster.All() {
 		text, err := n.Log()
 		if err != nil {
 			continue
@@ -104,20 +105,16 @@ func (d *demo) explain() {
 		fmt.Fprintf(os.Stderr, "\nthe end of the log of %s:\n%s", n.Name, strings.Join(lines[max(0, len(lines)-15):], ""))
 	}
 	for _, s := range d.servers {
-		if problems, err := s.Problems(); err == nil && len(problems) > 0 {
-			fmt.Fprintf(os.Stderr, "\nDovecot's log:\n%s\n", strings.Join(problems, "\n"))
+		if text, err := s.Log(); err == nil && text != "" {
+			lines := strings.SplitAfter(text, "\n")
+			fmt.Fprintf(os.Stderr, "\nthe end of a Dovecot's log:\n%s", strings.Join(lines[max(0, len(lines)-15):], ""))
 		}
 	}
 }
 
 func (d *demo) clean() error {
 	d.step("Cleaning up.")
-	for _, s := range d.servers {
-		if err := s.Stop(); err != nil {
-			return err
-		}
-	}
-	if err := d.cluster.Stop(); err != nil {
+	if err := d.cluster.Stop(); err != nil { // on_demote ends the Dovecot
 		return err
 	}
 	found, err := d.scratch.Left()

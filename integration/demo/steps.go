@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
-	"syscall"
 
 	"slotfs/integration/cluster"
 	"slotfs/integration/dovecot"
@@ -33,34 +32,55 @@ func (d *demo) nodes() error {
 	if err != nil {
 		return err
 	}
-	d.step("Starting two nodes, n1 and n2, each a process with a data directory of its own. %s.", version(bin))
-	d.cluster, err = cluster.New(d.scratch, 2, cluster.Options{Binary: bin, Store: store, Slot: `reserve = "192MiB"`})
+	d.step("Starting two nodes with mail, n1 and n2, and a witness, w: three processes with directories of their own. %s.", version(bin))
+	d.cluster, err = cluster.New(d.scratch, 2, cluster.Options{Binary: bin, Store: store, Slot: `reserve = "192MiB"`, Witness: true})
 	if err != nil {
 		return err
+	}
+	for i, n := range d.cluster.Nodes {
+		s, err := dovecot.NewService(d.scratch, fmt.Sprint("d", i+1), n.Mount, nil, dovecot.Options{Password: password})
+		if err != nil {
+			return err
+		}
+		d.servers = append(d.servers, s)
+		if err := n.Edit("[[slot]]\n", fmt.Sprintf("[[slot]]\non_promote = [%q, \"start\"]\non_demote = [%q, \"stop\"]\n", s.Hook, s.Hook)); err != nil {
+			return err
+		}
 	}
 	if err := d.cluster.StartPair(); err != nil {
 		return err
 	}
 	n1 := d.cluster.Nodes[0]
-	say("They found each other by gossip. n1 was promoted: store %q is mounted on %s.", store, n1.Mount)
+	say("They found each other by gossip, and formed the register that decides who is primary.")
+	say("n1 was promoted: store %q is mounted on %s.", store, n1.Mount)
 	say("n2 is its replica and in the in-sync set: every write waits for both.")
 	return nil
 }
 
 func (d *demo) dovecot() error {
-	d.step("Starting a stock Dovecot on that mount, its mail user unprivileged.")
-	return d.serve(d.cluster.Nodes[0], "d1")
+	d.step("n1's on_promote hook starts a stock Dovecot on that mount, its mail user unprivileged.")
+	return d.serve(0)
 }
 
-func (d *demo) serve(n *cluster.Node, name string) error {
-	s, err := dovecot.Start(d.scratch, name, n.Mount, dovecot.Options{Password: password})
+// serve waits for the mail server of node i.
+func (d *demo) serve(i int) error {
+	s := d.servers[i]
+	err := d.cluster.Wait("Dovecot on "+d.cluster.Nodes[i].Name, func() error {
+		if !s.Answers() {
+			return errors.New("it does not answer")
+		}
+		return nil
+	})
 	if err != nil {
 		return err
 	}
-	d.servers = append(d.servers, s)
-	d.mail = mailbox.Server{LMTP: s.LMTP, IMAP: s.IMAP, Password: password}
+	d.mail = d.server(i)
 	say("It takes mail by LMTP on %s and shows it by IMAP on %s.", s.LMTP, s.IMAP)
 	return nil
+}
+
+func (d *demo) server(i int) mailbox.Server {
+	return mailbox.Server{LMTP: d.servers[i].LMTP, IMAP: d.servers[i].IMAP, Password: password}
 }
 
 func (d *demo) deliver() error {
@@ -131,43 +151,8 @@ func (d *demo) compare() error {
 	return nil
 }
 
-func (d *demo) kill() error {
-	d.step("Killing n1 with SIGKILL, in the middle of further deliveries.")
-	n1 := d.cluster.Nodes[0]
-	g := mailgen.New(2)
-	more := make([]mailgen.Message, 5000)
-	for i := range more {
-		more[i] = g.Next()
-	}
-	killed := make(chan error, 1)
-	acks, _ := d.mail.Deliver(busy, more, 4, func(n int) { // refusals after the kill are no errors
-		if n == 80 {
-			killed <- n1.Signal(syscall.SIGKILL)
-		}
-	})
-	if len(acks) < 80 {
-		return fmt.Errorf("only %d deliveries were acknowledged before anything was killed", len(acks))
-	}
-	if err := errors.Join(<-killed, n1.Kill(), d.servers[0].Kill()); err != nil {
-		return err
-	}
-	say("%d more messages had been acknowledged. n1 and its Dovecot are gone.", len(acks))
-	d.acks = append(d.acks, acks...)
-	return nil
-}
-
-func (d *demo) promote() error {
-	d.step("Promoting n2: slotfs promote %s --old-primary-is-down", store)
-	n2 := d.cluster.Nodes[1]
-	if err := n2.Promote("--old-primary-is-down"); err != nil {
-		return err
-	}
-	say("n2 is primary, and the store is mounted on %s. Starting Dovecot there.", n2.Mount)
-	return d.serve(n2, "d2")
-}
-
 func (d *demo) verify() error {
-	d.step("Looking at every mailbox by IMAP.")
+	d.step("Looking at every mailbox by IMAP, on n2.")
 	after, err := d.mail.Snapshot(users())
 	if err != nil {
 		return err
@@ -175,7 +160,7 @@ func (d *demo) verify() error {
 	if missing := after.Missing(d.acks); len(missing) > 0 {
 		return fmt.Errorf("%d acknowledged messages are missing: %s", len(missing), strings.Join(missing, ", "))
 	}
-	say("Every acknowledged message that was not expunged is there: %d of %d.", len(d.acks), len(d.acks))
+	say("Acknowledged and not expunged: %d messages. Found: %d.", len(d.acks), len(d.acks))
 	var grow []string
 	for _, user := range busy {
 		grow = append(grow, user+"/INBOX")

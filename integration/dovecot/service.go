@@ -119,3 +119,6 @@ func (s *Service) Log() (string, error) {
 	}
 	return string(text), err
 }
+
+// Answers reports whether it takes mail and shows it.
+func (s *Service) Answers() bool { return greets(s.LMTP, "220 ") && greets(s.IMAP, "* OK") }

@@ -40,6 +40,7 @@ type Delivery struct {
 	Key        string // unique; what Held and Entry call it, too
 	Sum        Sum
 	Node       string // where it was delivered
+	From       string // who delivered it, for the caller
 	Start, End time.Time
 	Acked      bool // false: the outcome is not known
 }

@@ -89,7 +89,7 @@ func (s *Sender) attempt(to Target, stop <-chan struct{}) bool {
 	s.n++
 	key, data := s.message()
 	done := make(chan error, 1)
-	d := history.Delivery{Key: key, Sum: s.Sum(data), Node: to.Node, Start: time.Now()}
+	d := history.Delivery{Key: key, Sum: s.Sum(data), Node: to.Node, From: s.Name, Start: time.Now()}
 	s.begin(key, d.Start)
 	s.pool.Go(func() {
 		err := to.Deliver(key, data)
