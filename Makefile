@@ -77,15 +77,15 @@ check: ## vet, staticcheck, gofmt, go.mod tidy, forbidden imports
 bench: deps build ## speed: bare ext4, one slot, a pair; file system calls and Dovecot
 	$(GO) run ./integration/bench -bin $(CURDIR)/$(BIN) $(BENCH)
 
-demo: deps build ## two nodes, a Dovecot, a killed primary; KEEP=1 leaves all running before the kill
+demo: deps build ## two nodes and a witness, a Dovecot, a killed primary, failover; KEEP=1 leaves all running before the kill
 	@SLOTFS_BIN=$(CURDIR)/$(BIN) $(GO) run ./integration/demo $(if $(KEEP),-keep)
 
 demo-stop: build ## end what `make demo KEEP=1` left running
 	@SLOTFS_BIN=$(CURDIR)/$(BIN) $(GO) run ./integration/demo -stop
 
-soak: deps build ## ROUNDS rounds of load and kill -9, and of lost power, from SEED
+soak: deps build ## ROUNDS rounds of load under faults: kill -9, lost power, cut links, stopped processes …, from SEED
 	@SLOTFS_BIN=$(CURDIR)/$(BIN) SLOTFS_SOAK_ROUNDS=$(ROUNDS) SLOTFS_SEED=$(SEED) \
-		$(GO) test -v -count=1 -timeout 0 -run '^(TestKill|TestPowerLoss)' ./integration
+		$(GO) test -v -count=1 -timeout 0 -run '^(TestKill|TestPowerLoss|TestFaults)' ./integration
 
 install: build ## PREFIX/sbin/slotfs and the systemd units
 	install -D -m 755 $(BIN) $(DESTDIR)$(or $(PREFIX),/usr/local)/sbin/slotfs

@@ -28,7 +28,7 @@ func TestFaults(t *testing.T) {
 		name := fmt.Sprint("writer", i)
 		w.writers = append(w.writers, &writer{Writer: workload.New(name, s+100+uint64(i)), name: name})
 	}
-	n := rounds(t, 32)
+	n := rounds(t, 26)
 	start := time.Now()
 	for round := range n {
 		c.round(round)
@@ -44,6 +44,7 @@ type campaign struct {
 	*world
 	seed        uint64
 	kinds       []fault
+	deck        []int // of kinds, not yet drawn
 	outages     outages
 	made, acked int
 	old         []checked // rounds whose mail is still there
@@ -62,15 +63,20 @@ type checked struct {
 
 // draw chooses the faults of a round: mostly one, sometimes several at once.
 func (c *campaign) draw() []fault {
-	n := 1
-	if c.rng.IntN(3) == 0 {
-		n = 2 + c.rng.IntN(2)
+	if c.rng.IntN(4) == 0 {
+		n := 2 + c.rng.IntN(2)
+		var list []fault
+		for _, i := range c.rng.Perm(len(c.kinds))[:min(n, len(c.kinds))] {
+			list = append(list, c.kinds[i])
+		}
+		return list
 	}
-	var list []fault
-	for _, i := range c.rng.Perm(len(c.kinds))[:min(n, len(c.kinds))] {
-		list = append(list, c.kinds[i])
+	if len(c.deck) == 0 { // each kind comes before one comes again
+		c.deck = c.rng.Perm(len(c.kinds))
 	}
-	return list
+	i := c.deck[0]
+	c.deck = c.deck[1:]
+	return []fault{c.kinds[i]}
 }
 
 func (c *campaign) round(number int) {

@@ -179,10 +179,11 @@ func (d *demo) handOver() error {
 	if err != nil {
 		return err
 	}
-	if missing := shot.Missing(d.acks); len(missing) > 0 {
+	missing := shot.Missing(d.acks)
+	say("Acknowledged and not expunged: %d messages. Found: %d.", len(d.acks), len(d.acks)-len(missing))
+	if len(missing) > 0 {
 		return fmt.Errorf("%d acknowledged messages are missing: %v", len(missing), missing)
 	}
-	say("Acknowledged and not expunged: %d messages. Found: %d.", len(d.acks), len(d.acks))
 	if err := d.cluster.WaitInSync(); err != nil {
 		return err
 	}

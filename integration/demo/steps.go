@@ -157,10 +157,11 @@ func (d *demo) verify() error {
 	if err != nil {
 		return err
 	}
-	if missing := after.Missing(d.acks); len(missing) > 0 {
+	missing := after.Missing(d.acks)
+	say("Acknowledged and not expunged: %d messages. Found: %d.", len(d.acks), len(d.acks)-len(missing))
+	if len(missing) > 0 {
 		return fmt.Errorf("%d acknowledged messages are missing: %s", len(missing), strings.Join(missing, ", "))
 	}
-	say("Acknowledged and not expunged: %d messages. Found: %d.", len(d.acks), len(d.acks))
 	var grow []string
 	for _, user := range busy {
 		grow = append(grow, user+"/INBOX")
