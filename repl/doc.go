@@ -39,9 +39,10 @@
 //     before an operator says which (Rejoin).
 //
 // What is not promised: a disk restored to an older state of the present epoch,
-// while no other member is there to contradict it, is taken for what it was. A
-// member that comes back like that to a primary is noticed, and dropped before
-// it gets anything.
+// while no other member is there to contradict it, cannot be told from one whose
+// node was off. If the last sign of life on it is more than six hours older than
+// the start, an operator is asked. A member that comes back like that to a
+// primary is noticed, and dropped before it gets anything.
 //
 // # Path to primary, with a register
 //

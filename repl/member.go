@@ -122,8 +122,9 @@ type Member struct {
 	nextID  uint64
 	conns   uint64 // number of the last replica's connection
 	stopped bool
-	heard   time.Time // when, by the wall clock, a primary was last heard
-	heardAt time.Time // the same, monotonic; zero: not since the start
+	heard   time.Time     // when, by the wall clock, a primary was last heard
+	asleep  time.Duration // between the last sign of life on the disk and the start
+	heardAt time.Time     // the same as heard, monotonic; zero: not since the start
 	from    string
 	copies  map[op.SlotID]uint64 // up to which entry others have our log
 
@@ -193,6 +194,9 @@ func New(o Options) (*Member, error) {
 	r.saved.Store(n.Epochs.last().Pos.Epoch)
 	r.m = newMachine(o.ID, o.Timeout, o.StopOnLoss, r.label, r.start)
 	r.m.local = o.Local
+	if !n.Alive.IsZero() {
+		r.asleep = r.start.Round(0).Sub(n.Alive)
+	}
 	if o.Register != nil {
 		r.m.reg = &registry{failover: o.FailoverTimeout, pause: o.FailoverPause, nonce: newNonce}
 	}
@@ -322,7 +326,7 @@ func (r *Member) view() view {
 	v := view{
 		last: r.Log.Last(), hist: r.hist, durable: r.Log.Durable.Get(), committed: r.Log.Committed.Get(),
 		applied: r.Log.Applied.Get(), demoted: r.notes.Demoted, sealed: r.Log.Sealed(),
-		yield: r.notes.Yield, heard: r.heard, heardFrom: r.from, heardAt: r.heardAt,
+		yield: r.notes.Yield, heard: r.heard, heardFrom: r.from, heardAt: r.heardAt, asleep: r.asleep,
 		prepared: r.notes.Preparations, drained: r.notes.Drained,
 	}
 	if r.Register != nil {

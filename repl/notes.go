@@ -49,6 +49,8 @@ type notes struct {
 	Restored uint64 `json:"restored,omitempty"`
 	// Becoming is what Epochs will be when the resync under way has ended.
 	Becoming *becoming `json:"becoming,omitempty"`
+	// Alive is when the notes were last written, every few minutes at least.
+	Alive time.Time `json:"alive,omitzero"`
 	// Heard is when, and From which node, a primary was last heard.
 	Heard time.Time `json:"heard,omitzero"`
 	From  string    `json:"from,omitempty"`
@@ -141,6 +143,7 @@ func (r *Member) note(change func(*notes)) error {
 	defer r.noteMu.Unlock()
 	r.mu.Lock()
 	change(&r.notes)
+	r.notes.Alive = time.Now().Round(0)
 	r.notes.Epochs, r.notes.Heard, r.notes.From = r.hist, r.heard, r.from
 	r.notes.HeardSeq, r.notes.Copies = r.heardSeq.Load(), maps.Clone(r.copies)
 	n := r.notes
@@ -155,11 +158,14 @@ func (r *Member) note(change func(*notes)) error {
 // heardEvery is how far the durable note of when a primary was heard may lag.
 const heardEvery = 30 * time.Second
 
+// aliveEvery is how far the durable note of being alive may lag.
+const aliveEvery = 5 * time.Minute
+
 // keepHeard saves now and then when the primary was heard: an operator will
 // want to know after a restart.
 func (r *Member) keepHeard() {
 	r.mu.Lock()
-	due := r.heard.Sub(r.notes.Heard) > heardEvery
+	due := r.heard.Sub(r.notes.Heard) > heardEvery || r.Register != nil && time.Since(r.notes.Alive).Abs() > aliveEvery
 	r.mu.Unlock()
 	if due {
 		r.saveNotes()

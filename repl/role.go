@@ -74,8 +74,9 @@ type view struct {
 	bereft    string    // why it has to be refilled before it is of any use
 	heard     time.Time // when a primary was last heard; by the wall clock, for people
 	heardFrom string
-	heardAt   time.Time // the same since the start, monotonic; zero: not since
-	reach     Reach     // of the register
+	heardAt   time.Time     // the same since the start, monotonic; zero: not since
+	reach     Reach         // of the register
+	asleep    time.Duration // between the last sign of life on its disk and its start; by the wall clock
 }
 
 // peer is another slot of the store.

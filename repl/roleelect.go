@@ -241,6 +241,9 @@ func (m *machine) judgeRecord() error {
 	if err := m.judgeSelf(); err != nil {
 		return err
 	}
+	if err := m.judgeAge(reached); err != nil {
+		return err
+	}
 	o.members, o.from = []op.SlotID{m.self}, nil
 	for _, p := range reached {
 		if !rec.Has(p.slot) || !p.info.hasStore || p.info.leading || p.info.Unfit == unfitFaulted || p.info.last.Seq < o.commits {
@@ -317,6 +320,35 @@ func (m *machine) judgeSelf() error {
 	return nil
 }
 
+// staleAfter is how old the last sign of life on a slot's disk may be at its
+// start for it to become primary by itself without having heard the others.
+const staleAfter = 6 * time.Hour
+
+// longAway is whether this slot's disk was without a sign of life for long before
+// its start, and no primary has been heard since.
+func (m *machine) longAway() bool {
+	return m.v.asleep >= staleAfter && m.v.heardAt.IsZero() && m.reg.heardPrimary.IsZero()
+}
+
+// judgeAge: a disk that was restored from a backup of the present epoch looks
+// like one whose node was off. Who has been away for long does not become
+// primary by itself before the others of the set have answered. The wall clock
+// decides here, but only that an operator is asked.
+func (m *machine) judgeAge(reached []*peer) error {
+	o, rec := m.op, m.reg.rec
+	if !o.auto || !m.longAway() {
+		return nil
+	}
+	for _, s := range rec.InSync {
+		if s != m.self && !slices.ContainsFunc(reached, func(p *peer) bool { return p.slot == s }) {
+			return &refusal{fmt.Sprintf("the last sign of life on this slot's disk was %v older than its start, and %s, in sync with it, does not answer: "+
+				"if the disk was restored from a backup, acknowledged mail is missing here; bring %s back, or run \"slotfs promote\"",
+				m.v.asleep.Round(time.Minute), m.label(s), m.label(s))}
+		}
+	}
+	return nil
+}
+
 // unborn is whether this slot created the store in the register, and stopped
 // before the first entry was in its log: nobody can have written anything yet.
 func (m *machine) unborn() bool {
@@ -365,6 +397,10 @@ func (m *machine) onSealed(e evSealed) {
 // that was committed: that is here.
 func (m *machine) withoutTail(e evTail) {
 	o := m.op
+	if m.longAway() {
+		m.fail(fmt.Errorf("fetch the last entries from %s: %w", m.label(e.slot), e.err))
+		return
+	}
 	m.event(false, "becoming primary without the last entries of %s, none of which was committed: %v", m.label(e.slot), e.err)
 	o.members = slices.DeleteFunc(o.members, func(s op.SlotID) bool {
 		p := m.peers[s]

@@ -116,7 +116,7 @@ func (w words) err() error {
 //
 //	self NAME [stop] [register [local]]   begin, as this slot
 //	history NAME E@SEQ[/CHAIN]:PRIMARY:MEMBERS …
-//	view hist=NAME last=SEQ [demoted=E] [sealed=E] [fresh] [yield] [resync] [drained] [restored] [faulted] [emptied] [adopted] [heard=NAME] [before]
+//	view hist=NAME last=SEQ [demoted=E] [sealed=E] [fresh] [yield] [resync] [drained] [restored] [faulted] [emptied] [adopted] [asleep=DURATION] [heard=NAME] [before]
 //	peers NAME…                   gossip; a leading - : suspected
 //	answer|poke NAME hist=NAME last=SEQ [leading] [fresh] [intent=N] [drained] [resyncing] [unready=WHY]
 //	noanswer NAME [refused]
@@ -309,6 +309,9 @@ func (p *play) view(w words) {
 	last, was := w.num("last", p.v.last.Seq), p.v
 	p.v = view{last: p.pos(h, last), hist: h, durable: last, committed: last, applied: last, hasStore: !w.has("fresh"),
 		demoted: w.num("demoted", 0), sealed: w.num("sealed", 0), yield: w.has("yield"), resync: w.has("resync"), drained: w.has("drained"), restored: w.has("restored")}
+	if d, err := time.ParseDuration(w["asleep"]); err == nil {
+		p.v.asleep = d
+	}
 	p.v.heardAt, p.v.reach, p.v.adopted = was.heardAt, was.reach, w.has("adopted")
 	if p.v.hasStore || p.v.adopted {
 		p.v.store = meta.StoreID{1}
