@@ -194,15 +194,23 @@ func (s *Slot) applyEntry(e *op.Entry) error {
 	if err == nil {
 		err = s.tree.do(c)
 	}
+	var lost *Deletion
 	if err == nil && c.last && c.gone.IsRegular() {
-		s.trash.add(c.gone)
+		lost = s.deletionBy(e, c.gone)
+		s.trash.add(c.gone, lost)
 	}
 	s.tree.mu.Unlock()
 	if err != nil {
 		return err
 	}
+	if lost != nil {
+		s.countLoss(lost)
+	}
 	switch o := e.Op.(type) {
 	case *op.Put:
+		if id := undeleted(o); id != 0 {
+			s.trash.forgetRecord(id)
+		}
 		return s.noteRescued(e)
 	case *op.Seal:
 		if c.n != nil {

@@ -130,6 +130,9 @@ func (x *index) applyPut(c *change, o *op.Put) error {
 			return err
 		}
 	}
+	if err := x.noteUndeleted(o); err != nil {
+		return err
+	}
 	n := newInode(c.e, o.Attr, Name{o.Parent, o.Name})
 	sum := o.Sum
 	n.Size, n.Sum, n.Sealed, n.Changed = sum.Size, &sum, o.Sealed, c.e.Seq
@@ -148,6 +151,9 @@ func (x *index) loseName(c *change, id op.ID, at Name) error {
 	}
 	c.gone, c.last = old, len(old.Names) == 1
 	if c.last {
+		if err := x.noteDeleted(c, old, at); err != nil {
+			return err
+		}
 		return x.dropLocked(id, c.e.Time)
 	}
 	n := *old

@@ -22,6 +22,7 @@ const (
 	EventRecovery   = "recovery"   // what a start had to put right
 	EventFault      = "fault"      // the slot stopped
 	EventLedger     = "ledger"     // a finding could not be recorded
+	EventBrake      = "brake"      // implausibly much was removed, and is kept; or given up
 	EventLost       = "lost"       // the tree, or a part of the log, is gone: the slot waits to be refilled
 	EventIndex      = "index"      // the index is damaged, or was made anew
 )
@@ -75,7 +76,7 @@ func (e *Events) Add(ev Event) {
 	e.mu.Unlock()
 	level := slog.LevelWarn
 	switch ev.Kind {
-	case EventFault, EventDamaged, EventDigest, EventLedger, EventLost, EventIndex:
+	case EventFault, EventDamaged, EventDigest, EventLedger, EventLost, EventIndex, EventBrake:
 		level = slog.LevelError
 	case EventRecovery:
 		level = slog.LevelInfo

@@ -81,6 +81,7 @@ type delta struct {
 	entries  map[op.ID]map[string]Child
 	subdirs  map[op.ID]map[op.ID]bool
 	unsealed map[op.ID]bool
+	deleted  map[op.ID]*Deletion
 	records  int   // upper bound of the records to write
 	bytes    int64 // upper bound of their bytes
 }
@@ -91,6 +92,7 @@ func newDelta() *delta {
 		entries:  make(map[op.ID]map[string]Child),
 		subdirs:  make(map[op.ID]map[op.ID]bool),
 		unsealed: make(map[op.ID]bool),
+		deleted:  make(map[op.ID]*Deletion),
 	}
 }
 
@@ -109,6 +111,9 @@ var errIndex = errors.New("entry contradicts the index")
 
 // openIndex opens the index in dir, making an empty one if there is none.
 func openIndex(dir string, log *slog.Logger) (*index, error) {
+	if err := checkTables(dir); err != nil {
+		return nil, fmt.Errorf("open index: %w", err)
+	}
 	x := &index{dir: dir, log: log, active: newDelta(), clean: make(map[op.ID]*Inode)}
 	if err := x.openDB(memTableSize); err != nil {
 		return nil, err
@@ -136,7 +141,7 @@ func (x *index) openDB(memTable int64) error {
 		WithCompression(options.None).
 		WithBlockCacheSize(0).
 		WithIndexCacheSize(0).
-		WithChecksumVerificationMode(options.OnTableAndBlockRead).
+		WithChecksumVerificationMode(options.OnBlockRead).
 		WithVerifyValueChecksum(true).
 		WithMemTableSize(memTable).
 		WithNumMemtables(2).

@@ -201,6 +201,17 @@ func (d *delta) each(set func(k, v []byte) error, del func(k []byte) error) erro
 			}
 		}
 	}
+	for id, r := range d.deleted {
+		var err error
+		if r == nil {
+			err = del(deletionKey(id))
+		} else {
+			err = set(deletionKey(id), encodeDeletion(r))
+		}
+		if err != nil {
+			return err
+		}
+	}
 	for id, present := range d.unsealed {
 		if err := flag(unsealedKey(id), present); err != nil {
 			return err

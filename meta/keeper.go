@@ -32,6 +32,8 @@ type healing struct {
 const (
 	// keepEvery is how often the keeper looks whether tree and index are there.
 	keepEvery = 2 * time.Second
+	// tidyEvery is how often trash is looked through.
+	tidyEvery = 10 * time.Second
 	// The index is verified at most every verifyMin, and for no more than one part
 	// in verifyShare of the time.
 	verifyMin   = 10 * time.Second
@@ -53,6 +55,7 @@ func (s *Slot) startKeeper() {
 	s.work.Go(func() {
 		tick := time.NewTicker(keepEvery)
 		defer tick.Stop()
+		tidied := time.Now()
 		for {
 			select {
 			case <-s.ctx.Done():
@@ -69,6 +72,10 @@ func (s *Slot) startKeeper() {
 			if err := s.guard(); err != nil {
 				s.lose(err)
 				continue
+			}
+			if time.Since(tidied) >= tidyEvery {
+				s.tidyTrash()
+				tidied = time.Now()
 			}
 			swaps := s.ix.swaps.Load()
 			err := s.ix.there()

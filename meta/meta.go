@@ -202,6 +202,9 @@ type Options struct {
 	// that come in pieces; 0 means 16 MiB.
 	VerifiedCache int64
 
+	// Brake says when removed messages are kept for undelete.
+	Brake BrakeOptions
+
 	Logger *slog.Logger // nil: slog.DiscardHandler
 
 	// Fetch asks the other slots for the content of id with checksum want. What

@@ -285,7 +285,7 @@ func TestRepairInterrupted(t *testing.T) {
 }
 
 func TestReadUnlinked(t *testing.T) {
-	s := newMailSlot(t, Options{})
+	s := newMailSlot(t, Options{Brake: BrakeOptions{Window: 1}})
 	pinned := map[op.ID]bool{}
 	s.Keep(func(id op.ID) bool { return pinned[id] })
 	data := pattern(300_000)

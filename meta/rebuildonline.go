@@ -63,7 +63,7 @@ func (s *Slot) rebuildOnline(cause error) error {
 	}
 	s.applier.torn = false
 	s.Log.SetApplied(s.ix.current().Pos.Seq)
-	if err := s.trash.rescan(); err != nil {
+	if err := errors.Join(s.trash.rescan(), s.noteTrash()); err != nil {
 		return err
 	}
 	st := s.ix.current()
@@ -83,6 +83,17 @@ func (s *Slot) rebuildInto(made *index, applied uint64) (*ReconcileReport, error
 	b.time = s.ix.current().Time // if the log is empty, after a resync
 	if err := b.run(made); err != nil {
 		return nil, err
+	}
+	// As far as they can be read; the log has those since.
+	if kept, err := s.ix.deletions(); err == nil {
+		made.mu.Lock()
+		for _, d := range kept {
+			made.storeDeletion(d.Inode.ID, d)
+		}
+		made.mu.Unlock()
+		if err := made.flushRaw(made.current()); err != nil {
+			return nil, err
+		}
 	}
 	t := newTrail(applied, last)
 	if err := eachEntry(s.Log, applied+1, last, func(e *op.Entry) error { t.add(e); return nil }); err != nil {

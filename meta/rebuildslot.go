@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
+	"github.com/dgraph-io/badger/v4/table"
 	"golang.org/x/sys/unix"
 
 	"slotfs/meta/ledger"
@@ -41,9 +43,7 @@ func (s *Slot) openIndex() error {
 		}
 		return s.rebuild(cause)
 	}
-	if err = checkTables(filepath.Join(s.dir, dirIndex)); err == nil {
-		s.ix, err = openIndex(filepath.Join(s.dir, dirIndex), s.log)
-	}
+	s.ix, err = openIndex(filepath.Join(s.dir, dirIndex), s.log)
 	if err == nil || !damage(err) {
 		return err
 	}
@@ -71,49 +71,50 @@ func (s *Slot) restartResync(cause error) error {
 	return err
 }
 
-// checkTables looks at what badger believes without looking: it panics, in a
-// goroutine of its own, if the lengths at the end of a table point outside of
-// it. All else has checksums. A table ends with: index, u32 length of the
-// index, checksum, u32 length of the checksum.
+// checkTables verifies badger's tables before badger opens them. It would do
+// so, too, but it panics, in goroutines of its own, on lengths that point outside
+// of a table and on blocks that cannot be read.
 func checkTables(dir string) error {
 	files, err := filepath.Glob(filepath.Join(dir, "*.sst"))
 	if err != nil {
 		return err
 	}
 	for _, file := range files {
-		if err := checkTable(file); err != nil {
+		b, err := os.ReadFile(file)
+		if err == nil {
+			err = checkTable(b)
+		}
+		if err != nil {
 			return fmt.Errorf("%s: %w", filepath.Base(file), err)
 		}
 	}
 	return nil
 }
 
-func checkTable(file string) error {
-	f, err := os.Open(file)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	end := st.Size()
+// checkTable verifies one. It ends with: index, u32 length of the index,
+// checksum, u32 length of the checksum.
+func checkTable(b []byte) (err error) {
+	end := len(b)
 	for _, what := range []string{"checksum", "index"} {
-		var b [4]byte
 		if end -= 4; end < 0 {
 			return fmt.Errorf("%w: too short", errRecord)
 		}
-		if _, err := f.ReadAt(b[:], end); err != nil {
-			return err
-		}
-		n := int64(binary.BigEndian.Uint32(b[:]))
+		n := int(binary.BigEndian.Uint32(b[end:]))
 		if n > end {
 			return fmt.Errorf("%w: length of its %s is %d of %d bytes", errRecord, what, n, end)
 		}
 		end -= n
 	}
-	return nil
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: %v", errRecord, p)
+		}
+	}()
+	t, err := table.OpenInMemoryTable(b, 1, &table.Options{ChkMode: options.OnBlockRead, Compression: options.None, BlockSize: 4 << 10})
+	if err == nil {
+		err = t.VerifyChecksum()
+	}
+	return err
 }
 
 // damage reports whether an error of the index is about its content: another

@@ -20,6 +20,8 @@ import (
 //	'w' id u64               u8: content that a resync still has to fetch (0), or
 //	                         that the source has no longer (1); see resync.go
 //
+//	'd' id u64               the record of a deletion, see deleted.go
+//
 // 'e', 's' and 'u' follow from the inode records; they are the ways in.
 const (
 	prefixState    = 'm'
@@ -28,6 +30,7 @@ const (
 	prefixSubdir   = 's'
 	prefixUnsealed = 'u'
 	prefixWanted   = 'w'
+	prefixDeleted  = 'd'
 )
 
 const keyState = "mstate"

@@ -244,10 +244,8 @@ func (s *Slot) openIndexAnyway() error {
 	_, err := os.Lstat(filepath.Join(s.dir, fileRebuild))
 	if err == nil {
 		err = errors.New("an unfinished rebuild")
-	} else if err = checkTables(dir); err == nil {
-		if s.ix, err = openIndex(dir, s.log); err == nil {
-			return nil
-		}
+	} else if s.ix, err = openIndex(dir, s.log); err == nil {
+		return nil
 	}
 	if !damage(err) {
 		return err

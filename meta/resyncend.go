@@ -244,7 +244,7 @@ func (s *Slot) finishResync(r *resyncing) error {
 	s.unfit.Store(nil)
 	s.verified.forget()
 	if s.trash != nil {
-		if err := s.trash.rescan(); err != nil {
+		if err := errors.Join(s.trash.rescan(), s.noteTrash()); err != nil {
 			return err
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -63,6 +64,7 @@ type Slot struct {
 
 	applier applier
 	keeper  *keeper
+	brake   *brake
 	scrub   scrubber
 	reads   atomic.Uint64 // by users of the mount and other slots
 
@@ -251,6 +253,9 @@ func (s *Slot) open() (err error) {
 	if s.trash, err = openTrash(s.tree); err != nil {
 		return err
 	}
+	if err := s.openBrake(); err != nil {
+		return err
+	}
 	st := s.ix.current()
 	s.openScrub()
 	s.Log.SetApplied(min(st.Pos.Seq, s.Log.Last().Seq))
@@ -373,6 +378,9 @@ func (s *Slot) Close() error {
 		err = s.checkpoint()
 	}
 	s.work.Wait()
+	if s.brake != nil {
+		err = errors.Join(err, s.brake.save(time.Now(), true))
+	}
 	return errors.Join(err, s.scrub.save(), s.closeFiles())
 }
 

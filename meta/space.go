@@ -105,6 +105,17 @@ func (s *space) ask(n int64) error {
 	return nil
 }
 
+// short reports whether so little is left above the reserve that what can be
+// spared should go.
+func (s *space) short() bool {
+	for _, dir := range s.dirs {
+		if free, err := s.free(dir); err == nil && free < plenty/4 {
+			return true
+		}
+	}
+	return s.full.Load()
+}
+
 // over reports that there is space, if the opposite was reported.
 func (s *space) over() {
 	if s.full.Load() && s.full.CompareAndSwap(true, false) {

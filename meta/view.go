@@ -18,6 +18,7 @@ type view struct{ txn *badger.Txn }
 // get returns the value of key, valid as long as the transaction; nil if there
 // is none.
 func (v view) get(key []byte) (value []byte, err error) {
+	defer unreadable(&err)
 	item, err := v.txn.Get(key)
 	if errors.Is(err, badger.ErrKeyNotFound) {
 		return nil, nil
@@ -32,6 +33,13 @@ func (v view) get(key []byte) (value []byte, err error) {
 		value = []byte{}
 	}
 	return value, nil
+}
+
+// unreadable makes an error of badger's panic over a block that cannot be read.
+func unreadable(err *error) {
+	if p := recover(); p != nil {
+		*err = &IndexError{fmt.Errorf("read: %v", p)}
+	}
 }
 
 // state is what the transaction sees the index to be the index of.
@@ -147,7 +155,16 @@ func (v view) inodeIDs(from, to op.ID, limit int) (list []op.ID, err error) {
 
 // each calls f with what follows prefix in every key that starts with it.
 // key and value are valid during the call only.
-func (v view) each(prefix []byte, values bool, f func(key, value []byte) error) error {
+func (v view) each(prefix []byte, values bool, f func(key, value []byte) error) (err error) {
+	calling := false // f's panics are its own
+	defer func() {
+		if calling {
+			return
+		}
+		if p := recover(); p != nil {
+			err = &IndexError{fmt.Errorf("read: %v", p)}
+		}
+	}()
 	o := badger.DefaultIteratorOptions
 	o.Prefix = prefix
 	o.PrefetchValues = values
@@ -157,13 +174,20 @@ func (v view) each(prefix []byte, values bool, f func(key, value []byte) error) 
 		item := it.Item()
 		key := item.Key()[len(prefix):]
 		if !values {
+			calling = true
 			if err := f(key, nil); err != nil {
 				return err
 			}
+			calling = false
 			continue
 		}
 		var called error
-		if err := item.Value(func(b []byte) error { called = f(key, b); return nil }); err != nil {
+		if err := item.Value(func(b []byte) error {
+			calling = true
+			called = f(key, b)
+			calling = false
+			return nil
+		}); err != nil {
 			return &IndexError{err}
 		}
 		if called != nil {
