@@ -111,7 +111,7 @@ which they find in the config: --config, $` + config.EnvPath + `, or
 	add("node", a.initCmd(), a.createCmd(), a.serveCmd(), a.witnessCmd(), a.registerCmd())
 	add("look", a.statusCmd(), a.digestCmd(), a.logCmd(), a.metricsCmd())
 	add("act", a.promoteCmd(), a.demoteCmd(), a.switchCmd(), a.drainCmd(), a.undrainCmd(), a.rejoinCmd())
-	add("fix", a.rescueCmd(), a.checkCmd(), a.recoverCmd(), a.scrubCmd(), a.verifyCmd(), a.ledgerCmd(), a.evidenceCmd())
+	add("fix", a.rescueCmd(), a.checkCmd(), a.recoverCmd(), a.scrubCmd(), a.verifyCmd(), a.ledgerCmd(), a.evidenceCmd(), a.undeleteCmd())
 	root.AddCommand(a.versionCmd(), exitCodesCmd(), a.memberCmd())
 	root.InitDefaultCompletionCmd()
 	for _, c := range root.Commands() {

@@ -59,6 +59,7 @@ func printStatus(w io.Writer, s *admin.Status) error {
 	}
 	notes = append(notes, alone(s)...)
 	notes = append(notes, roles(s)...)
+	notes = append(notes, brakes(s)...)
 	notes = append(notes, s.Warnings...)
 	if len(notes) > 0 {
 		fmt.Fprintln(w)
@@ -67,6 +68,22 @@ func printStatus(w io.Writer, s *admin.Status) error {
 		fmt.Fprintf(w, "! %s\n", n)
 	}
 	return nil
+}
+
+// brakes tells of bursts of removals whose messages are kept.
+func brakes(s *admin.Status) []string {
+	var out []string
+	for _, sl := range s.Slots {
+		for _, e := range sl.Brake.Engaged {
+			whose := fmt.Sprintf("%d of %d messages", e.Lost, e.Of)
+			if e.User != "" {
+				whose += " of " + e.User
+			}
+			out = append(out, fmt.Sprintf("%s: a burst of removals at %s (%s and more): %d messages are kept; slotfs undelete %s --since %s",
+				sl.Store, e.Engaged.Format(time.RFC3339), whose, sl.Brake.Kept, sl.Store, e.From.Format(time.RFC3339)))
+		}
+	}
+	return out
 }
 
 // shownFindings is how many findings of a slot are printed; JSON has more.

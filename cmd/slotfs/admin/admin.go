@@ -13,6 +13,7 @@
 //	POST /v1/scrub     ScrubRequest     a ScrubLine per line, as it goes on
 //	POST /v1/scrub/pause PauseRequest   meta.ScrubStatus
 //	POST /v1/verify    VerifyRequest    Verified
+//	POST /v1/undelete  UndeleteRequest  Undeleted
 //	POST /v1/check     CheckRequest     meta.Report
 //	POST /v1/promote   PromoteRequest   Outcome
 //	POST /v1/demote    DemoteRequest    Outcome
@@ -79,6 +80,7 @@ type SlotStatus struct {
 	DigestAt uint64           `json:"digest_at"` // seq
 	Repl     repl.State       `json:"replication"`
 	Scrub    meta.ScrubStatus `json:"scrub"`
+	Brake    meta.BrakeStatus `json:"brake"`
 	Findings []meta.Event     `json:"findings,omitempty"` // the latest, oldest first
 	Hook     *HookOutcome     `json:"hook,omitempty"`     // the last one that ran
 	Hooks    []HookOutcome    `json:"hooks,omitempty"`    // the last run of each

@@ -91,8 +91,37 @@ func (b *builder) slot(i int, f *fileSlot) Slot {
 		OnDemote:          b.command(key+".on_demote", f.OnDemote),
 		OnDegraded:        b.command(key+".on_degraded", f.OnDegraded),
 		HookTimeout:       b.duration(key+".hook_timeout", def(f.HookTimeout, "30s"), time.Second, time.Hour),
+		BrakeShare:        b.share(key+".brake_share", def(f.BrakeShare, "20%")),
+		BrakeWindow:       b.long(key+".brake_window", def(f.BrakeWindow, "10m"), time.Second),
+		BrakeKeep:         b.long(key+".brake_keep", def(f.BrakeKeep, "7d"), time.Second),
+		BrakeMin:          200,
+	}
+	if f.BrakeMin != nil {
+		if s.BrakeMin = *f.BrakeMin; s.BrakeMin < 1 {
+			b.fail(key+".brake_min", "Use 1 or more; brake_share = \"off\" turns the brake off.", "%d is too small", s.BrakeMin)
+		}
+	}
+	if s.BrakeWindow == 0 {
+		b.fail(key+".brake_window", "Use a second or more; brake_share = \"off\" turns the brake off.", "is 0")
+	}
+	if s.BrakeKeep < s.BrakeWindow {
+		b.fail(key+".brake_keep", "Keep removed messages at least as long as the window is.", "%s is less than brake_window, %s", DurationText(s.BrakeKeep), DurationText(s.BrakeWindow))
 	}
 	return s
+}
+
+// share reads "20%" or "off".
+func (b *builder) share(key, v string) float64 {
+	if v == "off" {
+		return 0
+	}
+	num, ok := strings.CutSuffix(v, "%")
+	p, err := strconv.ParseFloat(strings.TrimSpace(num), 64)
+	if !ok || err != nil || !(p > 0 && p <= 100) {
+		b.fail(key, "Write it as \"20%\", or \"off\".", "%q is no share", v)
+		return 0
+	}
+	return p / 100
 }
 
 // SlotKey is how messages call the i-th slot section (from 0).

@@ -95,6 +95,11 @@ type Slot struct {
 	OnDemote          []string
 	OnDegraded        []string
 	HookTimeout       time.Duration
+
+	BrakeShare  float64 // of a store's messages; 0: the brake never engages
+	BrakeWindow time.Duration
+	BrakeKeep   time.Duration
+	BrakeMin    int // messages
 }
 
 // Reserve is how much of a file system is kept free.

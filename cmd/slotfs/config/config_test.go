@@ -50,7 +50,8 @@ func TestParse(t *testing.T) {
 	}
 	want := config.Slot{Store: "mail1", Data: "/etc/x/data1", Mount: "/etc/x/mnt1", Layout: "maildir",
 		Durability: config.Replicated, OnReplicaLoss: config.Continue, LogMax: 1 << 30,
-		Reserve: config.DefaultReserve, ProtectMountPoint: true, HookTimeout: 30 * time.Second}
+		Reserve: config.DefaultReserve, ProtectMountPoint: true, HookTimeout: 30 * time.Second,
+		BrakeShare: 0.2, BrakeWindow: 10 * time.Minute, BrakeKeep: 7 * 24 * time.Hour, BrakeMin: 200}
 	if !reflect.DeepEqual(*s, want) {
 		t.Errorf("got  %+v\nwant %+v", *s, want)
 	}
@@ -85,6 +86,10 @@ func TestRefusedText(t *testing.T) {
 		{"bad layout", `mount = `, "layout = \"mbx\"\nmount = ", []string{"slot[mail1].layout: \"mbx\" is not a possible value"}},
 		{"bad durability", `mount = `, "durability = \"maybe\"\nmount = ", []string{"slot[mail1].durability", "\"replicated\" or \"local\""}},
 		{"bad on_replica_loss", `mount = `, "on_replica_loss = \"panic\"\nmount = ", []string{"slot[mail1].on_replica_loss", "\"continue\" or \"stop\""}},
+		{"bad share", `mount = `, "brake_share = \"much\"\nmount = ", []string{"slot[mail1].brake_share: \"much\" is no share"}},
+		{"no window", `mount = `, "brake_window = \"0\"\nmount = ", []string{"slot[mail1].brake_window: is 0"}},
+		{"short keep", `mount = `, "brake_keep = \"1m\"\nmount = ", []string{"slot[mail1].brake_keep: 1m0s is less than brake_window"}},
+		{"no minimum", `mount = `, "brake_min = 0\nmount = ", []string{"slot[mail1].brake_min: 0 is too small"}},
 		{"bad size", `mount = `, "log_max = \"lots\"\nmount = ", []string{"slot[mail1].log_max: \"lots\" is not a size"}},
 		{"small log", `mount = `, "log_max = \"1MiB\"\nmount = ", []string{"slot[mail1].log_max: 1MiB is too small", "at least 256 MiB"}},
 		{"bad reserve", `mount = `, "reserve = \"99%\"\nmount = ", []string{"slot[mail1].reserve: \"99%\""}},

@@ -66,6 +66,10 @@ type fileSlot struct {
 	OnDemote          []string `toml:"on_demote"`
 	OnDegraded        []string `toml:"on_degraded"`
 	HookTimeout       string   `toml:"hook_timeout"`
+	BrakeShare        string   `toml:"brake_share"`
+	BrakeWindow       string   `toml:"brake_window"`
+	BrakeKeep         string   `toml:"brake_keep"`
+	BrakeMin          *int     `toml:"brake_min"`
 }
 
 // Parse reads the config at path and checks all that can be told from it

@@ -36,6 +36,7 @@ func (n *Node) serveHTTP(wg *sync.WaitGroup) {
 	mux.HandleFunc("GET /v1/ledger", n.getLedger)
 	mux.HandleFunc("GET /v1/evidence", n.getEvidence)
 	mux.HandleFunc("POST /v1/evidence", n.postEvidence)
+	mux.HandleFunc("POST /v1/undelete", handle(n.undelete))
 	mux.HandleFunc("GET /v1/register", func(w http.ResponseWriter, r *http.Request) { answer(w, n.registerReport(r.Context()), nil) })
 	mux.HandleFunc("POST /v1/register/add", handle(n.addMember))
 	mux.HandleFunc("POST /v1/register/remove", handle(n.removeMember))

@@ -105,6 +105,9 @@ func (c collector) slot(s *Slot, gauge, counter emit) {
 		gauge(p.LagSeconds, "peer_lag_seconds", "Age of the oldest entry that is not on both sides.", "store", store, "peer", p.Node, "peer_slot", p.Slot.String())
 	}
 	c.scrub(&st.Scrub, store, gauge, counter)
+	gauge(float64(len(st.Brake.Engaged)), "slot_brake_engaged", "Bursts of removals whose messages are kept.", "store", store)
+	gauge(float64(st.Brake.Kept), "slot_undeletable_messages", "Removed messages that can be brought back.", "store", store)
+	gauge(float64(st.Brake.Bytes), "slot_undeletable_bytes", "Bytes of removed messages that can be brought back.", "store", store)
 	for kind, n := range s.Meta.Events.Counts() {
 		counter(float64(n), "findings_total", "Findings since start, by kind.", "store", store, "kind", kind)
 	}

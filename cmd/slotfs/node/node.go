@@ -173,7 +173,7 @@ func (n *Node) openSlots(ctx context.Context) error {
 			Reserve: reserve(s.Conf), LogMax: s.Conf.LogMax,
 			Logger: n.Log, Fetch: s.fetch, Ask: s.ask, OnEvent: s.mismatch,
 			OnFault: func(error) { n.publishSoon() },
-			Refill:  true, Alone: alone, OnUnfit: s.onUnfit,
+			Refill:  true, Alone: alone, OnUnfit: s.onUnfit, Brake: s.brakeOptions(),
 			FetchLog: s.fetchLog, OnMended: func() { s.Member.LogMended() },
 		})
 		if err != nil {
