@@ -292,6 +292,45 @@ func TestRegisterMajorityLost(t *testing.T) {
 	must(t, f.WaitInSync())
 }
 
+// TestRegisterAllLost: no member has data any more, and the witness is gone.
+// The register begins empty, and the record is made from a slot.
+func TestRegisterAllLost(t *testing.T) {
+	f := witnessed(t)
+	n1, n2 := f.Nodes[0], f.Nodes[1]
+	f.deliver(n1, "ann")
+	for _, n := range f.All() {
+		must(t, n.Kill())
+		must(t, os.RemoveAll(n.RegisterDir()))
+	}
+	for _, n := range f.Nodes {
+		must(t, n.Clear())
+		must(t, n.Start())
+	}
+	must(t, f.Wait("n1 to wait for the witness", func() error {
+		r, err := n1.Register()
+		if err == nil && (r.Member.Phase != "forming" || !strings.Contains(r.Member.Text, "waiting for w at")) {
+			err = fmt.Errorf("its member is %+v", r.Member)
+		}
+		return err
+	}))
+	f.run(n1, "register", "restore", "--yes")
+	f.members(n1, "n1")
+	must(t, f.Wait("the record to be restored", func() error {
+		_, err := n1.Run("register", "restore", f.Store, "--yes")
+		return err
+	}))
+	must(t, f.WaitInSync())
+	f.run(n1, "register", "add", "n2", n2.RegisterAddr())
+	f.members(n1, "n1", "n2")
+	f.run(n1, "register", "add", "w", f.Witness.RegisterAddr())
+	must(t, f.Witness.Start())
+	f.members(n1, "n1", "n2", "w")
+	must(t, n1.Stop()) // in good order, with a register that it is part of
+	must(t, n2.WaitMounted())
+	must(t, n1.Start())
+	must(t, f.WaitInSync())
+}
+
 // TestRegisterGarbage: a record that is garbage stops changes of role and
 // nothing else, is told, and is written anew from a slot.
 func TestRegisterGarbage(t *testing.T) {

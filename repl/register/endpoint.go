@@ -94,7 +94,7 @@ func (e *Etcd) client(ctx context.Context, p *endpoint) (*clientv3.Client, error
 	}
 	c, err := clientv3.New(clientv3.Config{
 		Endpoints: []string{p.url}, TLS: e.options.TLS, Username: e.options.User, Password: e.options.Password,
-		DialTimeout: attempt, DialKeepAliveTime: keepalive, DialKeepAliveTimeout: keepaliveTimeout,
+		DialTimeout: e.dialTimeout(), DialKeepAliveTime: keepalive, DialKeepAliveTimeout: keepaliveTimeout,
 		MaxUnaryRetries: 1, Logger: zap.NewNop(), Context: e.ctx,
 		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: reconnectMax},
@@ -209,4 +209,13 @@ func ask[T any](ctx context.Context, e *Etcd, f func(context.Context, *clientv3.
 			return zero, e.failed(last, ctx.Err())
 		}
 	}
+}
+
+// dialTimeout bounds the connection to an endpoint. With a user it includes the
+// check of the password, which is slow on purpose.
+func (e *Etcd) dialTimeout() time.Duration {
+	if e.options.User != "" {
+		return 4 * attempt
+	}
+	return attempt
 }

@@ -21,7 +21,8 @@ import (
 // formation is how a member starts.
 type formation struct {
 	join  bool   // into a register that exists
-	peers []Peer // of it
+	alone bool   // a new register of this member only, without any data
+	peers []Peer // of the register, with either
 }
 
 const (
@@ -66,7 +67,7 @@ func (m *Member) form(ctx context.Context) (formation, error) {
 		return formation{}, nil
 	}
 	if m.Config.Force {
-		return formation{}, nil // a new register of one, with a new log
+		return formation{alone: true, peers: []Peer{m.Config.Self()}}, nil
 	}
 	stop, err := m.answerUnformed()
 	if err != nil {

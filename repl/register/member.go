@@ -199,14 +199,17 @@ func (m *Member) etcdConfig(how formation, onError func(string)) (*embed.Config,
 	c.ClusterState = embed.ClusterStateFlagNew
 	peers := m.Config.Peers
 	if how.join {
-		c.ClusterState, peers = embed.ClusterStateFlagExisting, how.peers
+		c.ClusterState = embed.ClusterStateFlagExisting
+	}
+	if how.join || how.alone {
+		peers = how.peers
 	}
 	var list []string
 	for _, p := range peers {
 		list = append(list, p.Name+"=https://"+p.Addr)
 	}
 	c.InitialCluster, c.InitialClusterToken = strings.Join(list, ","), m.Config.Cluster
-	c.ForceNewCluster = m.Config.Force
+	c.ForceNewCluster = m.Config.Force && !how.alone
 	c.TickMs, c.ElectionMs = uint(heartbeat.Milliseconds()), uint(election.Milliseconds())
 	c.PreVote = true
 	c.QuotaBackendBytes, c.MaxRequestBytes = quota, maxRequest

@@ -68,10 +68,10 @@ func (n *Node) openEtcd(c *config.Register) error {
 func (n *Node) openEmbedded(c *config.Register) error {
 	r := &Register{node: n, Client: register.New(register.Options{Cluster: n.Identity.Cluster.ID, TLS: n.Identity.ClientTLS(), Logger: n.Log})}
 	n.Register = r
-	n.onClose(r.Client.Close)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	n.onClose(func() error { cancel(); wg.Wait(); return nil })
+	n.onClose(r.Client.Close) // first, so that it does not miss the member
 	if self, ok := n.Config.RegisterSelf(); ok {
 		if err := n.makeMember(r, c, self); err != nil {
 			return err
