@@ -156,6 +156,9 @@ func (e *Etcd) AddLearner(ctx context.Context, peer string) ([]MemberInfo, error
 	r, err := change(ctx, e, func(ctx context.Context, c *clientv3.Client) (*clientv3.MemberAddResponse, error) {
 		return c.MemberAddAsLearner(ctx, []string{scheme + peer})
 	})
+	if errors.Is(err, rpctypes.ErrPeerURLExist) {
+		return e.Members(ctx, false) // an attempt before, without an answer, did it
+	}
 	if err != nil {
 		return nil, fmt.Errorf("add a register member: %w", err)
 	}
@@ -167,7 +170,7 @@ func (e *Etcd) Promote(ctx context.Context, id uint64) error {
 	_, err := change(ctx, e, func(ctx context.Context, c *clientv3.Client) (*clientv3.MemberPromoteResponse, error) {
 		return c.MemberPromote(ctx, id)
 	})
-	if err != nil {
+	if err != nil && !errors.Is(err, rpctypes.ErrMemberNotLearner) {
 		return fmt.Errorf("give the register member its vote: %w", err)
 	}
 	return nil
@@ -178,6 +181,9 @@ func (e *Etcd) Remove(ctx context.Context, id uint64) ([]MemberInfo, error) {
 	r, err := change(ctx, e, func(ctx context.Context, c *clientv3.Client) (*clientv3.MemberRemoveResponse, error) {
 		return c.MemberRemove(ctx, id)
 	})
+	if errors.Is(err, rpctypes.ErrMemberNotFound) {
+		return e.Members(ctx, false)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("remove a register member: %w", err)
 	}
