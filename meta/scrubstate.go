@@ -81,8 +81,8 @@ func (s *Slot) openScrub() {
 	if c.mem.Found == nil {
 		c.mem.Found = map[string]uint64{}
 	}
-	// What the last checkpoint has was on the disk when this started.
-	c.seen = []seenAt{{time.Now().Add(-settle), op.ID(s.ix.checkpointed().Pos.Seq)}}
+	// Not at once: who starts has other things to do with the disk.
+	c.seen = []seenAt{{time.Now(), op.ID(s.ix.checkpointed().Pos.Seq)}}
 }
 
 // changedLocked wakes who waits for another state.
