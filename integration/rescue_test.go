@@ -280,3 +280,43 @@ func TestNeverAcknowledged(t *testing.T) {
 	}
 	f.equal()
 }
+
+// TestForcedRescue: with a register, a replica that is not in sync is promoted
+// by force. When the former primary is back, everything happens by itself.
+func TestForcedRescue(t *testing.T) {
+	f := newCluster(t, 2, cluster.Options{Witness: true})
+	f.expect(provoked...)
+	f.expect(branched...)
+	f.expect("register")
+	must(t, f.StartPair())
+	n1, n2 := f.Nodes[0], f.Nodes[1]
+	must(t, deliver(n1.Mount, "ann", map[string][]byte{"both": mail("both")}))
+	must(t, f.WaitInSync())
+	must(t, n2.Kill())
+	must(t, deliver(n1.Mount, "ann", map[string][]byte{"a1": mail("a1"), "a2": mail("a2")}))
+	must(t, n1.Kill())
+	must(t, n2.Start())
+	f.staysReplica(n2)
+	out, err := n2.Run("promote", f.Store, "--force", "--old-primary-is-down")
+	var exit *cluster.ExitError
+	if !errors.As(err, &exit) || exit.Code != 10 || !strings.Contains(out, "the register has epoch 3, with n1 primary and in sync n1") {
+		t.Fatalf("promote --force without --yes: %v\n%s", err, out)
+	}
+	must(t, n2.Promote("--force", "--old-primary-is-down", "--yes"))
+	must(t, deliver(n2.Mount, "ann", map[string][]byte{"other": mail("other")}))
+	must(t, n1.Start())
+	must(t, f.WaitInSync())
+	must(t, f.Wait("the messages to be delivered again", func() error {
+		if b := f.branches(n1); len(b.Branches) != 1 || b.Branches[0].Left != 0 {
+			return fmt.Errorf("%+v", b)
+		}
+		return nil
+	}))
+	have := copies(t, n2.Mount)
+	for _, id := range []string{"both", "a1", "a2", "other"} {
+		if got := have[string(mail(id))]; len(got) != 1 {
+			t.Errorf("%s is at %q", id, got)
+		}
+	}
+	f.equal()
+}

@@ -109,7 +109,12 @@ func (r *roamers) longest(from time.Time) time.Duration {
 // TestSwitchUnderLoad: the primary changes under load, again and again, asked of
 // either node. Nothing acknowledged is lost, and writers are held back briefly.
 func TestSwitchUnderLoad(t *testing.T) {
-	f := newCluster(t, 2, cluster.Options{})
+	t.Run("without a register", func(t *testing.T) { switchUnderLoad(t, cluster.Options{}) })
+	t.Run("with a register", func(t *testing.T) { switchUnderLoad(t, cluster.Options{Witness: true}) })
+}
+
+func switchUnderLoad(t *testing.T, o cluster.Options) {
+	f := newCluster(t, 2, o)
 	f.expect("mount was in use")
 	must(t, f.StartPair())
 	r := f.roam(3)

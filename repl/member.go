@@ -153,6 +153,7 @@ type published struct {
 	primary op.SlotID
 	target  op.SlotID
 	peers   map[op.SlotID]PeerState
+	nodes   map[op.SlotID]string // of the members
 
 	register *RegisterState
 	barred   string

@@ -72,6 +72,8 @@ type State struct {
 	Primary  op.SlotID    `json:"primary"` // of the last epoch that this slot knows
 	Members  []op.SlotID  `json:"members"` // its in-sync set
 	InSync   bool         `json:"in_sync"` // this slot is in it
+	// Nodes are those of the members, as far as known.
+	Nodes map[op.SlotID]string `json:"nodes,omitempty"`
 
 	Drained bool `json:"drained,omitempty"` // does not become primary by itself
 	// HeardSeq is the last entry that the primary was known to have, when this

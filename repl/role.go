@@ -372,6 +372,9 @@ func (m *machine) label(slot op.SlotID) string {
 	if p := m.peers[slot]; p != nil && p.node != "" {
 		return p.node
 	}
+	if m.reg != nil && m.reg.rec.Nodes[slot] != "" {
+		return m.reg.rec.Nodes[slot]
+	}
 	return m.name(slot)
 }
 

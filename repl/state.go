@@ -66,6 +66,10 @@ func (r *Member) publish(notify bool) {
 		p.peers[x.slot] = s
 	}
 	p.register, p.barred = r.registerState(), m.barred()
+	p.nodes = make(map[op.SlotID]string, len(p.members))
+	for _, slot := range p.members {
+		p.nodes[slot] = m.label(slot)
+	}
 	r.mu.Lock()
 	p.role, p.since = r.pub.role, r.pub.since
 	r.pub = p
@@ -84,7 +88,7 @@ func (r *Member) State() State {
 		Store: r.Store, StoreID: r.storeID(), Slot: r.ID, Node: r.Node, Role: p.role, Since: p.since,
 		Epoch: p.epoch, Primary: p.primary, Members: slices.Clone(p.members), Doing: p.doing, Diverged: p.split,
 		LastError: r.lastErr, ErrorTime: r.errTime, Events: slices.Clone(r.events),
-		Drained: r.notes.Drained,
+		Drained: r.notes.Drained, Nodes: p.nodes,
 	}
 	s.Register, s.NotPromotable = p.register, p.barred
 	if p.role == Replica {

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"slotfs/cmd/slotfs/admin"
@@ -126,7 +127,7 @@ func (n *Node) missing(ctx context.Context, s *Slot, emit func(*admin.RiskLine) 
 		if known[id] {
 			continue
 		}
-		h := &admin.RiskHead{Store: s.Conf.Store, Node: "slot " + id.String()[:8], Slot: id, Time: time.Now(), Epoch: st.Epoch, After: st.Pos.Seq, Unknown: true}
+		h := &admin.RiskHead{Store: s.Conf.Store, Node: firstOf(st.Nodes[id], "slot "+id.String()[:8]), Slot: id, Time: time.Now(), Epoch: st.Epoch, After: st.Pos.Seq, Unknown: true}
 		if id == st.Primary {
 			h.Seq = st.HeardSeq
 		}
@@ -167,6 +168,10 @@ func (n *Node) missingThere(ctx context.Context, s *Slot, st *repl.State, m goss
 // unknown completes a head about a slot that cannot be asked.
 func unknown(h *admin.RiskHead, st *repl.State) {
 	h.Entries = h.Seq - min(h.After, h.Seq)
+	if r := st.Register; r != nil && r.Found && r.Epoch > st.Pos.Epoch {
+		h.Why += fmt.Sprintf("; the register has epoch %d, with %s primary and in sync %s (%s), of which this slot has nothing",
+			r.Epoch, r.Primary, strings.Join(r.InSync, ", "), r.Reason)
+	}
 	if h.Slot != st.Primary {
 		return
 	}
