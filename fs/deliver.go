@@ -147,6 +147,12 @@ func (f *FS) forgetAbove(d *node) {
 // tellKernel makes the kernel forget what it knows of d, and that name did not
 // exist. Without locks: the kernel may wait for a request under way.
 func (f *FS) tellKernel(d *node, name string) {
+	// Not once the connection may be closed: its descriptor may be another's then.
+	f.telling.Lock()
+	defer f.telling.Unlock()
+	if f.ended {
+		return
+	}
 	nodeids := []uint64{d.nodeid}
 	if isRoot(d.nodeid) {
 		nodeids = []uint64{kernelRoot, rootNode}

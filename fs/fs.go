@@ -90,6 +90,9 @@ type FS struct {
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup // the goroutines of this FS
 
+	telling sync.Mutex // held while the kernel is told something; alone
+	ended   bool       // under telling: the mount is being ended
+
 	stats    [opcodes]atomic.Uint64
 	doorShut atomic.Bool           // see door.go
 	refused  atomic.Int32          // errno for all changes; 0: none

@@ -41,6 +41,9 @@ func (e *HeldError) Error() string {
 // any more; then by detaching it and aborting what is under way. It returns a
 // *HeldError if it came to that. The slot goes on.
 func (f *FS) Unmount(ctx context.Context) error {
+	f.telling.Lock()
+	f.ended = true
+	f.telling.Unlock()
 	err := f.unmountUntil(ctx)
 	var held *HeldError
 	if err != nil {

@@ -61,6 +61,10 @@ type Branch struct {
 
 // Text says in a sentence what the branch is.
 func (b *Branch) Text() string {
+	from := b.From
+	if from == "" {
+		from = "the store"
+	}
 	where := fmt.Sprintf("after seq %d", b.Fork)
 	if b.Unknown {
 		where = fmt.Sprintf("from seq %d on (where the histories part is not known)", b.LogFrom)
@@ -68,7 +72,7 @@ func (b *Branch) Text() string {
 	c := b.Changes
 	return fmt.Sprintf("what this slot has %s and %s has not is kept as %s/%s: %d messages, of which %d had been acknowledged and are delivered again; "+
 		"dropped are %d changes of flags, %d moves, %d deletions, %d changes of mailboxes: see slotfs rescue show",
-		where, b.From, dirRescue, b.Name, b.Messages, b.Offered, c.Flags, c.Moved, c.Removed, c.Mailboxes)
+		where, from, dirRescue, b.Name, b.Messages, b.Offered, c.Flags, c.Moved, c.Removed, c.Mailboxes)
 }
 
 // BranchEpoch is an epoch with entries in the branch.
@@ -282,115 +286,6 @@ func (s *Slot) linkContent(dir string, id op.ID) error {
 		return fmt.Errorf("link id %d: %w", id, err)
 	}
 	return nil
-}
-
-// countChanges counts what the branch did to what both histories have.
-func (s *Slot) countChanges(b *Branch, t *tail) error {
-	c := &b.Changes
-	for next := b.LogFrom; next != 0 && next <= b.Last.Seq; {
-		list, err := s.Log.Read(next, batchBytes)
-		if err != nil {
-			return fmt.Errorf("read log at %d: %w", next, err)
-		}
-		if len(list) == 0 {
-			return nil
-		}
-		for _, e := range list {
-			next = e.Seq + 1
-			b.notePlaces(t, e.Op)
-			switch o := e.Op.(type) {
-			case *op.Mkdir:
-				c.Mailboxes++
-			case *op.Create, *op.Write, *op.Truncate, *op.Fallocate:
-				c.Control++
-			case *op.Put:
-				if !o.Sealed {
-					c.Control++
-				}
-			case *op.Link:
-				if uint64(o.ID) <= b.Fork {
-					c.Moved++
-				}
-			case *op.Rename:
-				s.countRename(c, b, t, o)
-			case *op.Unlink:
-				n, err := t.x.inode(o.ID)
-				switch {
-				case uint64(o.ID) > b.Fork:
-				case err == nil && n.IsDir():
-					c.Mailboxes++
-				case s.isMessage(t.x, o.Parent, o.Name):
-					c.Removed++
-				default:
-					c.Control++
-				}
-			}
-		}
-	}
-	return nil
-}
-
-// notePlaces notes where the directories are that o names.
-func (b *Branch) notePlaces(t *tail, o op.Op) {
-	var ids []op.ID
-	switch o := o.(type) {
-	case *op.Mkdir:
-		ids = []op.ID{o.Parent}
-	case *op.Create:
-		ids = []op.ID{o.Parent}
-	case *op.Put:
-		ids = []op.ID{o.Parent}
-	case *op.Link:
-		ids = []op.ID{o.Parent}
-	case *op.Rename:
-		ids = []op.ID{o.OldParent, o.NewParent}
-	case *op.Unlink:
-		ids = []op.ID{o.Parent}
-	}
-	for _, id := range ids {
-		if _, known := b.Dirs[id]; known || id == op.Root {
-			continue
-		}
-		path, err := t.x.path(id)
-		if err != nil {
-			continue // it is gone, and cannot be named
-		}
-		if b.Dirs == nil {
-			b.Dirs = map[op.ID]string{}
-		}
-		b.Dirs[id] = path
-	}
-}
-
-func (s *Slot) countRename(c *BranchChanges, b *Branch, t *tail, o *op.Rename) {
-	n, err := t.x.inode(o.ID)
-	switch {
-	case uint64(o.ID) > b.Fork:
-	case err == nil && n.IsDir():
-		c.Mailboxes++
-	case SameMessage(o.OldName, o.NewName):
-		c.Flags++
-	case s.isMessage(t.x, o.OldParent, o.OldName):
-		c.Moved++
-	default:
-		c.Control++
-	}
-}
-
-// SameMessage reports whether two Maildir names differ in flags only.
-func SameMessage(a, b string) bool {
-	aBase, _, aFlags := strings.Cut(a, ":2,")
-	bBase, _, bFlags := strings.Cut(b, ":2,")
-	return aBase == bBase && (aFlags || bFlags)
-}
-
-// isMessage guesses whether a name was a message's, by its place.
-func (s *Slot) isMessage(x *index, dir op.ID, name string) bool {
-	kind := MaildirCur // of a directory that is gone, too
-	if d, err := x.inode(dir); err == nil && len(d.Names) > 0 {
-		kind = s.Layout.DirKind(d.Names[0].Name, func(string) bool { return true })
-	}
-	return s.Layout.Class(kind, name) == Message
 }
 
 // ErrNoBranch: no lost branch of that name is kept.

@@ -216,6 +216,7 @@ func (n *Node) Status() admin.Status {
 	for _, s := range n.Slots {
 		st.Slots = append(st.Slots, s.status())
 	}
+	st.Warnings = append(st.Warnings, n.branchWarnings()...)
 	if r := n.Server.LastRefusal(); !r.Time.IsZero() && time.Since(r.Time) < errorKept {
 		st.Warnings = append(st.Warnings, fmt.Sprintf("at %s a replication connection from %s was refused: %s", r.Time.Format("15:04:05"), r.Remote, r.Reason))
 	}

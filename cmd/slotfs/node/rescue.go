@@ -140,6 +140,24 @@ func (s *Slot) lostBranches() (out []admin.LostBranch, err error) {
 	return out, nil
 }
 
+// branchWarnings says which lost branches of this node have messages that the
+// store has not.
+func (n *Node) branchWarnings() (out []string) {
+	for _, s := range n.Slots {
+		list, err := s.lostBranches()
+		if err != nil {
+			out = append(out, fmt.Sprintf("%s: lost branches cannot be read: %v", s.Conf.Store, err))
+		}
+		for _, b := range list {
+			if b.Left > 0 || b.Unknown {
+				out = append(out, fmt.Sprintf("%s: a lost branch, kept at %s, has %d messages that the store has not: slotfs rescue show %s %s",
+					s.Conf.Store, b.Time.Local().Format("2006-01-02 15:04"), b.Left, s.Conf.Store, b.Name))
+			}
+		}
+	}
+	return out
+}
+
 // getRescueShow tells what is in a lost branch: messages with what became of
 // them, then every entry in words.
 func (n *Node) getRescueShow(w http.ResponseWriter, r *http.Request) {
