@@ -76,11 +76,7 @@ func newWorld(t *testing.T, seed uint64, disks bool, o cluster.Options, configur
 		f(w)
 	}
 	must(t, w.StartPair())
-	for _, n := range w.Nodes {
-		s, err := n.Slot()
-		must(t, err)
-		w.slots[s.Repl.Slot] = n.Name
-	}
+	w.know()
 	return w
 }
 
@@ -102,7 +98,7 @@ func (w *world) roles() (primary, replica *cluster.Node) {
 	w.t.Helper()
 	for i, n := range w.Nodes {
 		if s, err := n.Slot(); err == nil && s.Repl.Role == "primary" {
-			return n, w.Nodes[1-i]
+			return n, w.Nodes[(i+1)%len(w.Nodes)]
 		}
 	}
 	w.t.Fatal("there is no primary")

@@ -35,8 +35,9 @@ type Options struct {
 	// Net gives each node a host of its own in it. Default: all on loopback.
 	Net *netns.Net
 	// Witness adds a node without slots, and a register whose members are it
-	// and the first two nodes. Default: no register.
+	// and the Voters. Default: no register.
 	Witness bool
+	Voters  []int // nodes (from 0); the first two
 	// Timeout is how long a node may take for anything that is waited for.
 	Timeout time.Duration // a minute
 }
@@ -113,7 +114,15 @@ func New(d *scratch.Dir, nodes int, o Options) (*Cluster, error) {
 			return nil, err
 		}
 		w.witness = true
-		c.Witness, c.members = w, append(append([]*Node{}, first[:min(2, nodes)]...), w)
+		c.Witness, c.members = w, []*Node{w}
+		if o.Voters == nil {
+			o.Voters = []int{0, 1}
+		}
+		for _, i := range o.Voters {
+			if i < nodes {
+				c.members = append(c.members, first[i])
+			}
+		}
 	}
 	for _, n := range first {
 		if err := c.join(n); err != nil {
