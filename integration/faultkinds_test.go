@@ -19,7 +19,7 @@ var faulty = []string{
 	"register", "etcd", "raft", // it is out of reach
 	"level=WARN msg=replication", // a connection broke
 	"superseded", "demoted", "isolated", "unmount", "hook failed", "mount was in use",
-	"copies left", // of three
+	"copies left",              // of three
 	"space", "full", "reserve", // a disk is full
 	"gossip", "memberlist",
 }

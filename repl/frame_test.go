@@ -3,6 +3,7 @@ package repl
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"io"
 	"testing"
@@ -145,6 +146,52 @@ func FuzzFrame(f *testing.F) {
 				t.Fatalf("decoded %x, encodes to %x", b[at:at+n], again)
 			}
 			at += n
+		}
+	})
+}
+
+// FuzzHello takes arbitrary greetings as far as a server does before it grants
+// one: whatever a peer says of its history, judging it ends, and never grants a
+// place that this slot's history or the peer's does not have.
+func FuzzHello(f *testing.F) {
+	id := op.SlotID{1}
+	own := history{
+		{Pos: op.Pos{Epoch: 1, Seq: 1, Chain: 11}, Primary: id, Members: []op.SlotID{id}},
+		{Pos: op.Pos{Epoch: 2, Seq: 50, Chain: 22}, Primary: id, Members: []op.SlotID{id}},
+		{Pos: op.Pos{Epoch: 4, Seq: 80, Chain: 44}, Primary: id, Members: []op.SlotID{id}},
+	}
+	last := op.Pos{Epoch: 4, Seq: 100, Chain: 99}
+	for _, h := range []hello{
+		{Protocol: Protocol, For: forStream, Cluster: "c", Node: "x", Store: "mail", Slot: op.SlotID{2}, Last: op.Pos{Epoch: 2, Seq: 60, Chain: 5}, History: own[:2]},
+		{Protocol: 99, For: "dance"},
+		{Protocol: 1, For: forTail, History: history{own[2], own[0]}, Last: op.Pos{Epoch: 1 << 63, Seq: 1}, Yield: true},
+	} {
+		text, err := json.Marshal(h)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+	}
+	f.Add([]byte(`{"last":{"epoch":-1}}`))
+	f.Add([]byte(`{"history":[{"pos":{"seq":18446744073709551615}},{}]}`))
+	s := NewServer("n1", "c", nil, nil)
+	l := &link{peer: "x"}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		var h hello
+		if json.Unmarshal(text, &h) != nil {
+			return
+		}
+		_ = s.check(l, h)
+		seq, v, why := own.meet(last, h.History, h.Last, h.Yield)
+		switch v {
+		case vStream, vCut:
+			if seq > last.Seq || seq > h.Last.Seq {
+				t.Errorf("%v after seq %d, but the slots end at %d and %d", v, seq, last.Seq, h.Last.Seq)
+			}
+		default:
+			if why == "" {
+				t.Errorf("%v without a reason", v)
+			}
 		}
 	})
 }
