@@ -149,12 +149,16 @@ func TestChaosRegister(t *testing.T) {
 			}
 		}
 	}
-	p := w.settled(nodes)
 	cancel()
 	wg.Wait()
-	if _, err := p.mkdir("the end"); err != nil {
-		t.Fatal(err)
-	}
+	// The last trouble may not have been noticed yet when all looks well.
+	var p *node
+	w.wait("the end to be written", func() bool {
+		p = w.settled(nodes)
+		_, err := p.mkdir("the end")
+		return err == nil
+	})
+	p = w.settled(nodes)
 	for _, n := range nodes {
 		if n != p {
 			w.equal(p, n)

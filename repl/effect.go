@@ -228,8 +228,8 @@ func (r *Member) ask(slot op.SlotID) {
 		r.post(evNoAnswer{slot: slot})
 		return
 	}
-	h := r.hello(forStatus)
 	r.spawn(func(ctx context.Context) {
+		h := r.hello(forStatus) // it may look at the mount point: not in the loop
 		ctx, cancel := context.WithTimeout(ctx, max(r.Timeout, time.Second))
 		defer cancel()
 		w, err := askNode(ctx, p.Addr, r.TLS, h)

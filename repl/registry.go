@@ -62,12 +62,12 @@ func (r *Member) prepare(f effPrepare) {
 		r.post(e)
 		return
 	}
-	h := r.hello(forNote)
-	h.Prepare = &want
-	if f.of.Epoch > 0 {
-		h.Of = &f.of
-	}
 	r.spawn(func(ctx context.Context) {
+		h := r.hello(forNote)
+		h.Prepare = &want
+		if f.of.Epoch > 0 {
+			h.Of = &f.of
+		}
 		ctx, cancel := context.WithTimeout(ctx, max(r.Timeout, time.Second))
 		defer cancel()
 		w, err := askNode(ctx, p.Addr, r.TLS, h)

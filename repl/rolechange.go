@@ -35,6 +35,9 @@ type change struct {
 
 // leadRegister is lead with a register.
 func (m *machine) leadRegister() {
+	if m.op == nil {
+		m.doing = ""
+	}
 	m.watchOut()
 	if !m.leading || m.changes {
 		return
@@ -134,6 +137,9 @@ func (m *machine) advanceChange() {
 	if c.prepare != nil {
 		m.changePrepared()
 		return
+	}
+	if c.told && m.op == nil {
+		m.doing = c.reason + "; changes wait for the register"
 	}
 	if g.failed >= c.read || g.seen >= c.read && g.trouble != "" {
 		if !c.told {

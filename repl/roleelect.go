@@ -70,7 +70,7 @@ func (m *machine) unfit() string {
 	case m.split != "":
 		return "diverged"
 	case m.v.demoted > 0 && m.v.demoted >= m.v.hist.last().Pos.Epoch:
-		return "demoted by an operator"
+		return fmt.Sprintf("demoted in epoch %d, by an operator or because it could not be mounted", m.v.demoted)
 	}
 	return ""
 }
@@ -267,7 +267,7 @@ func (m *machine) judgeRecord() error {
 func (m *machine) judgeReached(p *peer) error {
 	g := m.reg
 	if p.info.leading && (!g.found || p.info.last.Epoch >= g.rec.Epoch) {
-		return &refusal{fmt.Sprintf("%s is primary, in epoch %d: demote it there first", m.label(p.slot), p.info.last.Epoch)}
+		return &refusal{fmt.Sprintf("%s is primary, in epoch %d: to move the store run \"slotfs switch\"", m.label(p.slot), p.info.last.Epoch)}
 	}
 	if !p.info.hasStore || m.op.opts.Force {
 		return nil

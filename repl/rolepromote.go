@@ -336,7 +336,12 @@ func (m *machine) onMounted(e evMounted) {
 // fail ends the operation and goes back to being a replica.
 func (m *machine) fail(err error) {
 	m.setRole(Replica)
-	m.event(true, "did not become primary: %v", err)
+	if text := err.Error(); !m.op.auto || m.said != text {
+		m.event(true, "did not become primary: %v", err)
+		if m.op.auto {
+			m.said = text // it will be tried again
+		}
+	}
 	m.retry = m.now.Add(retryFollow)
 	m.resumes = m.now.Add(probeEvery)
 	m.op.auto = false // said already
