@@ -55,6 +55,7 @@ type State struct {
 	Slots       []Slot `json:"slots"`
 	Witness     bool   `json:"witness,omitempty"`  // it has no slots, and votes in the register
 	Register    string `json:"register,omitempty"` // host:port of its register member, for clients
+	Votes       bool   `json:"votes,omitempty"`    // that member runs
 	Trouble     string `json:"trouble,omitempty"`  // what is wrong with the node, not with a slot
 }
 

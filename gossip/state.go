@@ -22,7 +22,7 @@ func (g *Gossip) Publish(s State) {
 	g.mu.Lock()
 	next := g.self
 	next.Repl, next.Software, next.Slots = s.Repl, s.Software, s.Slots
-	next.Witness, next.Register, next.Trouble = s.Witness, s.Register, s.Trouble
+	next.Witness, next.Register, next.Votes, next.Trouble = s.Witness, s.Register, s.Votes, s.Trouble
 	if reflect.DeepEqual(next, g.self) {
 		g.mu.Unlock()
 		return

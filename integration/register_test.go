@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -487,4 +489,59 @@ func TestRegisterIntroduced(t *testing.T) {
 	}))
 	must(t, f.WaitInSync())
 	f.equal()
+}
+
+// TestRegisterDiskFull: a member whose disk is full does not run, says why, and
+// goes on by itself when there is room. Mail does not notice.
+func TestRegisterDiskFull(t *testing.T) {
+	f := witnessed(t)
+	n1, n2 := f.Nodes[0], f.Nodes[1]
+	f.members(n1, "n1", "n2", "w")
+	f.expect("no space", "panic: ", "walpb", "zap")
+	must(t, n2.Kill())
+	must(t, n2.Clear())
+	// Its files on a disk that has room for them, and for no more.
+	dir, aside := n2.RegisterDir(), n2.RegisterDir()+".aside"
+	must(t, os.Rename(dir, aside))
+	spare, err := filepath.Glob(filepath.Join(aside, "member", "wal", "*.tmp"))
+	must(t, err)
+	for _, s := range spare {
+		must(t, os.Remove(s))
+	}
+	must(t, os.Mkdir(dir, 0o700))
+	must(t, syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=80m"))
+	f.atEnd = append(f.atEnd, func() {
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	if out, err := exec.Command("cp", "-a", filepath.Join(aside, "member"), dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	must(t, n2.Start())
+	must(t, f.WaitInSync())
+	must(t, f.Wait("n2 to tell", func() error {
+		s, err := n2.Status()
+		if err == nil && !strings.Contains(strings.Join(s.Warnings, "\n"), "free in "+dir+"; it needs 72 MiB for its log") {
+			err = fmt.Errorf("warnings are %q", s.Warnings)
+		}
+		return err
+	}))
+	f.deliver(n1, "ann")
+	f.run(n1, "switch", f.Store, "--to", "n2")
+	must(t, n2.WaitMounted())
+	f.deliver(n2, "bob")
+	// To the last byte, and changes on top.
+	filler, err := os.Create(filepath.Join(dir, "filler"))
+	must(t, err)
+	for err == nil {
+		_, err = filler.Write(make([]byte, 64<<10))
+	}
+	filler.Close()
+	f.run(n2, "switch", f.Store, "--to", "n1")
+	must(t, n1.WaitMounted())
+	f.deliver(n1, "cid")
+	must(t, os.Remove(filler.Name()))
+	must(t, syscall.Mount("tmpfs", dir, "tmpfs", syscall.MS_REMOUNT, "size=300m"))
+	f.members(n1, "n1", "n2", "w")
 }

@@ -14,6 +14,7 @@ import (
 	"slotfs/meta"
 	"slotfs/meta/op"
 	"slotfs/repl"
+	"slotfs/repl/register"
 )
 
 // publishEvery is how old what other nodes know of our positions may be;
@@ -100,6 +101,7 @@ func (n *Node) publish() {
 	st := gossip.State{Repl: n.replAddr(), Software: n.Version, Witness: n.Config.Witness()}
 	if r := n.Register; r != nil && r.Member != nil {
 		st.Register, st.Trouble = r.Member.Config().ClientAdvertise, cut(r.trouble())
+		st.Votes = r.Member.State().Phase == register.Running
 	}
 	for _, s := range n.Slots {
 		st.Slots = append(st.Slots, s.gossip())

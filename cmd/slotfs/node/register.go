@@ -293,6 +293,9 @@ func (r *Register) nameLocked(id uint64) string {
 	return ""
 }
 
+// memberRoom is what a member's next log segment takes, in bytes, and a little.
+const memberRoom = 72 << 20
+
 // trouble says in a sentence what is wrong with this node's member.
 func (r *Register) trouble() string {
 	if r.Member == nil {
@@ -304,6 +307,10 @@ func (r *Register) trouble() string {
 		defer r.mu.Unlock()
 		if len(r.local.Errors) > 0 {
 			return "register member: " + strings.Join(r.local.Errors, "; ")
+		}
+		dir := r.Member.Config().Dir
+		if room, _, err := free(dir); err == nil && room < memberRoom {
+			return fmt.Sprintf("register member: only %d MiB free in %s; it needs %d MiB for its log", room>>20, dir, memberRoom>>20)
 		}
 		return ""
 	case register.Starting:

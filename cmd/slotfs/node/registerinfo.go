@@ -53,12 +53,12 @@ func memberState(m register.MemberInfo, nodes []gossip.Member, leads bool) admin
 	case m.Name == "":
 		out.State = "joining" // added, and never started
 	case i < 0 || !nodes[i].Alive:
-	case nodes[i].Trouble != "":
+	case !nodes[i].Votes:
 		out.Trouble = nodes[i].Trouble
 	case m.Learner:
 		out.State = "joining"
 	default:
-		out.State = "up"
+		out.State, out.Trouble = "up", nodes[i].Trouble
 	}
 	return out
 }
