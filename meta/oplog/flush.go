@@ -3,6 +3,7 @@ package oplog
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"time"
 
 	"slotfs/meta/op"
@@ -140,6 +141,9 @@ func (l *Log) flushLoop() {
 			return
 		case <-l.kick:
 		}
+		// Whoever streams the entries, or takes in more of them, goes first: the
+		// flush blocks a thread, with one processor all of them for a while.
+		runtime.Gosched()
 		l.token <- struct{}{}
 		for !l.flushBatch(true) {
 		}

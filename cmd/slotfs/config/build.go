@@ -87,6 +87,7 @@ func (b *builder) slot(i int, f *fileSlot) Slot {
 		LogMax:            b.size(key+".log_max", def(f.LogMax, "1GiB"), 256<<20),
 		Reserve:           b.reserve(key+".reserve", f.Reserve),
 		ProtectMountPoint: f.ProtectMountPoint == nil || *f.ProtectMountPoint,
+		Xattrs:            f.Xattrs == nil || *f.Xattrs,
 		OnPromote:         b.command(key+".on_promote", f.OnPromote),
 		OnDemote:          b.command(key+".on_demote", f.OnDemote),
 		OnDegraded:        b.command(key+".on_degraded", f.OnDegraded),

@@ -91,6 +91,7 @@ type Slot struct {
 	LogMax            int64 // bytes
 	Reserve           Reserve
 	ProtectMountPoint bool
+	Xattrs            bool     // extended attributes and ACLs on the mount
 	OnPromote         []string // argv; empty: none
 	OnDemote          []string
 	OnDegraded        []string

@@ -50,7 +50,7 @@ func TestParse(t *testing.T) {
 	}
 	want := config.Slot{Store: "mail1", Data: "/etc/x/data1", Mount: "/etc/x/mnt1", Layout: "maildir",
 		Durability: config.Replicated, OnReplicaLoss: config.Continue, LogMax: 1 << 30,
-		Reserve: config.DefaultReserve, ProtectMountPoint: true, HookTimeout: 30 * time.Second,
+		Reserve: config.DefaultReserve, ProtectMountPoint: true, Xattrs: true, HookTimeout: 30 * time.Second,
 		BrakeShare: 0.2, BrakeWindow: 10 * time.Minute, BrakeKeep: 7 * 24 * time.Hour, BrakeMin: 200}
 	if !reflect.DeepEqual(*s, want) {
 		t.Errorf("got  %+v\nwant %+v", *s, want)

@@ -62,6 +62,7 @@ type fileSlot struct {
 	LogMax            string   `toml:"log_max"`
 	Reserve           string   `toml:"reserve"`
 	ProtectMountPoint *bool    `toml:"protect_mount_point"`
+	Xattrs            *bool    `toml:"xattrs"`
 	OnPromote         []string `toml:"on_promote"`
 	OnDemote          []string `toml:"on_demote"`
 	OnDegraded        []string `toml:"on_degraded"`

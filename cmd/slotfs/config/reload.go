@@ -35,7 +35,7 @@ func (c *Config) RestartNeeded(next *Config) []string {
 func (s Slot) equal(t Slot) bool {
 	return s.Store == t.Store && s.Data == t.Data && s.Mount == t.Mount && s.Layout == t.Layout &&
 		s.Durability == t.Durability && s.OnReplicaLoss == t.OnReplicaLoss && s.LogMax == t.LogMax &&
-		s.Reserve == t.Reserve && s.ProtectMountPoint == t.ProtectMountPoint && s.HookTimeout == t.HookTimeout &&
+		s.Reserve == t.Reserve && s.ProtectMountPoint == t.ProtectMountPoint && s.Xattrs == t.Xattrs && s.HookTimeout == t.HookTimeout &&
 		s.BrakeShare == t.BrakeShare && s.BrakeWindow == t.BrakeWindow && s.BrakeKeep == t.BrakeKeep && s.BrakeMin == t.BrakeMin &&
 		slices.Equal(s.OnPromote, t.OnPromote) && slices.Equal(s.OnDemote, t.OnDemote) && slices.Equal(s.OnDegraded, t.OnDegraded)
 }

@@ -82,6 +82,7 @@ func (s *Slot) Mount(_ context.Context, epoch uint64) error {
 func (s *Slot) mount(epoch uint64) error {
 	f, err := fs.Mount(s.Conf.Mount, s.Meta, fs.Options{
 		ProtectMountPoint: s.Conf.ProtectMountPoint,
+		NoXAttr:           !s.Conf.Xattrs,
 		Status:            s.statusJSON,
 		Logger:            s.log,
 		OnPanic:           func(v any) { s.log.Error("panic in a file system call", "panic", v) },
