@@ -18,6 +18,9 @@
 //     renames onto one;
 //   - everything else only what [oplog.Log.Reserve] demands before the append.
 //
+// The answer of a call that waits is sent by whoever ends the wait (call.Waited):
+// it holds no goroutine, and there is nobody to be woken.
+//
 // Waits end with the log's state, never with a signal: the operation is logged,
 // and EINTR would say that it is not.
 //
@@ -28,6 +31,10 @@
 // (see image).
 //
 // # Why the raw protocol
+//
+// Requests are read and answered here (device.go, serve.go); only the rare ones
+// go through go-fuse's decoder. Its server hands the device from goroutine to
+// goroutine for every request, and blocks a thread in every read.
 //
 // go-fuse's node API keeps a tree of its own beside the file system's, cannot
 // give listings stable offsets without OPENDIR (an answer of ENOSYS to it saves
@@ -102,7 +109,9 @@
 //
 // # Locks
 //
-// node.data (one node's at a time), then FS.mu. No I/O and no waiting under
+// node.data (one node's at a time), then FS.mu. A request that may be held up
+// calls mayBlock before (device.go): nobody else reads requests meanwhile
+// otherwise. No I/O and no waiting under
 // FS.mu; both under node.data are fine. All sections end by defer, so a panic in
 // a request (answered EIO, the slot is faulted) leaves no lock behind.
 //

@@ -29,7 +29,9 @@
 // # One applier
 //
 // Entries are applied in order by one goroutine, and only once they are
-// committed and durable in this slot's own log. The index goes first: what an
+// committed and durable in this slot's own log. It gathers them for 50 ms, unless
+// somebody waits for Applied or there is much: nobody needs the tree up to date,
+// fs has in memory what is not applied. The index goes first: what an
 // entry does to it depends on the entry and the index alone (apply.go), so every
 // slot, and every replay, gets the same. What it did is then done to the tree
 // (treedo.go), by system calls relative to directory descriptors found by id.

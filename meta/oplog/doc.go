@@ -91,4 +91,9 @@
 // mutex of a Mark. No I/O under mu. A Barrier that finds the token free
 // flushes by itself, which spares two changes of goroutine; the others share
 // the next flush.
+//
+// Whoever waits with a Waiter, not with a goroutine (AfterBarrier,
+// AfterReceived), is told by whoever moved the mark, when mu is given back
+// (unlock): no lock of the log is held then. Append alone tells nobody, as its
+// caller may hold what a Waiter needs; a goroutine does.
 package oplog
