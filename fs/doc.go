@@ -111,9 +111,9 @@
 //
 // node.data (one node's at a time), then FS.mu. A request that may be held up
 // calls mayBlock before (device.go): nobody else reads requests meanwhile
-// otherwise. No I/O and no waiting under
-// FS.mu; both under node.data are fine. All sections end by defer, so a panic in
-// a request (answered EIO, the slot is faulted) leaves no lock behind.
+// otherwise. No I/O and no waiting under FS.mu; both under node.data are fine.
+// All sections end by defer, so a panic in a request (answered EIO, the slot is
+// faulted) leaves no lock behind.
 //
 // # A limit that the kernel sets
 //
