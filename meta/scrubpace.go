@@ -26,7 +26,7 @@ type pacer struct {
 }
 
 const (
-	restMost   = 16.0                   // scrub takes 1/17 of a busy slot
+	restMost   = 50.0                   // of a busy slot the workers together take about one part in 17
 	restLimit  = 500 * time.Millisecond // a rest is not longer
 	rateBurst  = 100 * time.Millisecond // what was not used for so long may be made up for
 	lookSpaced = time.Millisecond       // work shorter than that is not worth a rest

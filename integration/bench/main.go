@@ -49,7 +49,7 @@ func parse() (*options, error) {
 	flag.StringVar(&o.against, "against", "", "a second slotfs binary, whose pair is measured beside the first one's")
 	flag.StringVar(&phases, "phases", "", "which phases, separated by commas (default: all); scan1 belongs to whatever comes after it")
 	flag.StringVar(&o.dir, "dir", "", "where the data directories go (default: the system's temporary directory)")
-	flag.StringVar(&o.only, "only", "files,dovecot,requests", "which parts, separated by commas")
+	flag.StringVar(&o.only, "only", "files,dovecot,requests,scrub", "which parts, separated by commas")
 	flag.StringVar(&targets, "targets", strings.Join(targetNames, ","), "which targets, separated by commas")
 	flag.IntVar(&o.rounds, "rounds", 3, "rounds of each load")
 	flag.StringVar(&writers, "writers", "1,4,16", "numbers of writers of the file load")
@@ -91,7 +91,7 @@ func parse() (*options, error) {
 		}
 	}
 	for _, part := range strings.Split(o.only, ",") {
-		if part != "files" && part != "dovecot" && part != "requests" {
+		if part != "files" && part != "dovecot" && part != "requests" && part != "scrub" {
 			return nil, fmt.Errorf("-only: no part %q", part)
 		}
 	}
@@ -176,6 +176,12 @@ func run(ctx context.Context, o *options) (err error) {
 		}
 		t.print(os.Stdout)
 		rep.Rows = append(rep.Rows, t.rows()...)
+	}
+	if o.part("scrub") {
+		if rep.Scrub, err = b.scrubs(ctx); err != nil {
+			return err
+		}
+		rep.Scrub.print(os.Stdout)
 	}
 	if err := rep.save(o.json); err != nil {
 		return err

@@ -142,6 +142,7 @@ type report struct {
 	Machine  string         `json:"machine"` // kernel, processors, file system below
 	Rows     []row          `json:"rows"`
 	Requests []requestCount `json:"fuse_requests"`
+	Scrub    *scrubResult   `json:"scrub,omitempty"`
 }
 
 // save writes the report to a file, or as one line to standard output.
