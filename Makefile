@@ -85,7 +85,7 @@ demo-stop: build ## end what `make demo KEEP=1` left running
 
 soak: deps build ## ROUNDS rounds of load under faults: kill -9, lost power, cut links, stopped processes …, from SEED
 	@SLOTFS_BIN=$(CURDIR)/$(BIN) SLOTFS_SOAK_ROUNDS=$(ROUNDS) SLOTFS_SEED=$(SEED) \
-		$(GO) test -v -count=1 -timeout 0 -run '^(TestKill|TestPowerLoss|TestFaults)' ./integration
+		$(GO) test -v -count=1 -timeout 0 -run '^(TestKill|TestPowerLoss|TestFaults|TestRot)' ./integration
 
 install: build ## PREFIX/sbin/slotfs and the systemd units
 	install -D -m 755 $(BIN) $(DESTDIR)$(or $(PREFIX),/usr/local)/sbin/slotfs

@@ -104,7 +104,7 @@ func TestPacer(t *testing.T) {
 	if d := p.due(time.Hour, 0); d != restLimit {
 		t.Errorf("at most: %v", d)
 	}
-	for range 6 {
+	for range 10 {
 		rest = p.due(time.Millisecond, 0)
 	}
 	if rest != 0 {
