@@ -11,7 +11,7 @@
 //	6  the network or the cluster refused (address in use, wrong key, name taken twice)
 //	7  slotfs is not running, or its admin socket cannot be reached
 //	8  the operation was refused in the present state (role, epoch, divergence)
-//	9  a check found differences
+//	9  a check, verify or ledger --verify found differences
 //
 // slotfs scrub has codes of its own, made for who runs it at night: 0 clean, 1
 // everything found was repaired, 2 unrepaired damage, 3 it could not run.
