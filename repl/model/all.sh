@@ -6,7 +6,9 @@ export MODEL_OPT=-O1
 find() { # a mistake that must be found
 	name=$1
 	shift
-	if ./run.sh "$name" "$@" "-D$name"; then
+	status=0
+	./run.sh "$name" "$@" "-D$name" || status=$?
+	if [ $status != 1 ]; then
 		echo "$name was not found"
 		exit 1
 	fi
