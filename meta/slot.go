@@ -185,6 +185,9 @@ func Open(dir string, o Options) (*Slot, error) {
 	if err := errors.Join(identity.check(file, o), checkUnlocked(file, identity, o)); err != nil {
 		return nil, err
 	}
+	if err := refuseStrange(dir, identity); err != nil {
+		return nil, err
+	}
 	layout, err := LayoutByName(identity.Layout)
 	if err != nil {
 		return nil, &DataError{File: file, Reason: ErrLayout, Detail: err.Error(), Remedy: "use a program version that knows it"}

@@ -108,7 +108,7 @@ which they find in the config: --config, $` + config.EnvPath + `, or
 			root.AddCommand(c)
 		}
 	}
-	add("node", a.initCmd(), a.createCmd(), a.serveCmd(), a.witnessCmd(), a.registerCmd())
+	add("node", a.initCmd(), a.createCmd(), a.adoptCmd(), a.serveCmd(), a.witnessCmd(), a.registerCmd())
 	add("look", a.statusCmd(), a.digestCmd(), a.logCmd(), a.metricsCmd())
 	add("act", a.promoteCmd(), a.demoteCmd(), a.switchCmd(), a.drainCmd(), a.undrainCmd(), a.rejoinCmd())
 	add("fix", a.rescueCmd(), a.checkCmd(), a.recoverCmd(), a.scrubCmd(), a.verifyCmd(), a.ledgerCmd(), a.evidenceCmd(), a.undeleteCmd())

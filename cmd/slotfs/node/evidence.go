@@ -90,6 +90,7 @@ func (s *Slot) evidence(ctx context.Context, out *bufio.Writer, user string) err
 	if err != nil {
 		return err
 	}
+	adopted, when := s.Meta.Adopted()
 	list := evidence.NewWriter(out, h)
 	seen := map[op.ID]evidence.Message{}
 	for _, x := range all {
@@ -97,6 +98,9 @@ func (s *Slot) evidence(ctx context.Context, out *bufio.Writer, user string) err
 		if !again {
 			if m, err = s.witness(ctx, x.in, arrivals[x.in.ID]); err != nil {
 				return err
+			}
+			if x.in.ID <= adopted {
+				m.How, m.Arrived = evidence.Adopted, when
 			}
 			if len(x.in.Names) > 1 {
 				seen[x.in.ID] = m

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"slotfs/cmd/slotfs/config"
+	"slotfs/cmd/slotfs/exit"
+	"slotfs/meta"
+)
+
+func (a *app) adoptCmd() *cobra.Command {
+	var from string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "adopt STORE",
+		Short: "Make a store of existing mail, in place",
+		Long: `Adopt makes a store of a Maildir tree that a mail server wrote without slotfs.
+Nothing is copied: every file gets an id as an extended attribute and is read once
+for its checksum, so it takes about as long as reading all of it; UIDs, flags and
+dates stay, as names, control files and times do. Stop the mail server and the node
+first, and take a backup as before any migration.
+
+The slot must be new (slotfs create). Move the mail into DATA/tree, or name it with
+--from: its contents are then moved there, which needs the same file system. Mail
+below DATA/tree will be at the same path below the mount.
+
+Not taken over, but moved to DATA/adopt-left/ and listed: sockets and devices, what
+is in tmp/, lock files, caches that are made again, and files that cannot be read.
+
+It can be interrupted at any time and goes on where it was when run again; until it
+has finished the slot is not served. Afterwards start the node: the slot becomes
+primary, and a replica is filled by itself. With a register, run
+"slotfs register restore STORE" then: it does not know the store yet.
+
+The exit code is 9 if anything but temporary files, locks and caches was left out.`,
+		Example: `  slotfs adopt mail1 --from /var/mail/vhosts
+  slotfs adopt mail1            # the mail is in DATA/tree already, or go on`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := config.Parse(a.findConfig())
+			if err != nil {
+				return err
+			}
+			s, ok := c.Slot(args[0])
+			if !ok {
+				return exit.With(exit.Usage, fmt.Errorf("%s names no slot of store %q", c.Path, args[0]))
+			}
+			if from != "" {
+				if err := moveInto(from, filepath.Join(s.Data, "tree")); err != nil {
+					return exit.With(exit.Data, err)
+				}
+			}
+			show := &adoptShow{w: a.err}
+			r, err := meta.Adopt(cmd.Context(), s.Data, meta.AdoptOptions{Store: s.Store, Logger: a.quietLogger(), Progress: show.progress})
+			show.end()
+			var de *meta.DataError
+			if errors.As(err, &de) {
+				return exit.With(exit.Data, err)
+			}
+			if err != nil {
+				return fmt.Errorf("%w; run it again to go on", err)
+			}
+			if asJSON {
+				err = a.printJSON(r)
+			} else {
+				err = printAdopted(a.out, s, r)
+			}
+			if err == nil && r.Lost() > 0 {
+				err = &silentError{exit.Differences}
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&from, "from", "", "directory whose contents are moved into DATA/tree first")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// moveInto moves the contents of a directory into the tree.
+func moveInto(from, tree string) error {
+	entries, err := os.ReadDir(from)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		to := filepath.Join(tree, e.Name())
+		if _, err := os.Lstat(to); err == nil {
+			return fmt.Errorf("%s is there already", to)
+		}
+		err := os.Rename(filepath.Join(from, e.Name()), to)
+		if errors.Is(err, syscall.EXDEV) {
+			return fmt.Errorf("%s and %s are on two file systems: put the slot's data directory on that of the mail, or copy the mail into %s yourself", from, tree, tree)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func printAdopted(w io.Writer, s *config.Slot, r *meta.AdoptReport) error {
+	for _, l := range r.Left {
+		fmt.Fprintf(w, "left out: %q: %s\n", l.Path, l.Reason)
+	}
+	if len(r.Left) > 0 {
+		fmt.Fprintf(w, "what was left out is in %s\n", filepath.Join(s.Data, "adopt-left"))
+	}
+	_, err := fmt.Fprintf(w, "%s: adopted %d messages and %d other files in %d directories, %d bytes; start the node to serve them\n",
+		s.Store, r.Messages, r.Other, r.Dirs, r.Bytes)
+	return err
+}
+
+// adoptShow shows how far it is: a bar in a terminal, else a line now and then.
+type adoptShow struct {
+	w    io.Writer
+	bar  *progressbar.ProgressBar
+	last time.Time
+}
+
+// adoptSays is the time between two lines of progress without a terminal.
+const adoptSays = 10 * time.Second
+
+func (s *adoptShow) progress(r meta.AdoptReport) {
+	f, ok := s.w.(*os.File)
+	if ok && term.IsTerminal(int(f.Fd())) {
+		if s.bar == nil {
+			s.bar = progressbar.NewOptions64(int64(r.TotalBytes), progressbar.OptionSetWriter(f), progressbar.OptionShowBytes(true),
+				progressbar.OptionShowTotalBytes(true), progressbar.OptionSetPredictTime(true), progressbar.OptionFullWidth(),
+				progressbar.OptionClearOnFinish(), progressbar.OptionSetDescription("adopt"))
+		}
+		_ = s.bar.Set64(int64(min(r.Bytes, r.TotalBytes))) // it only draws
+		return
+	}
+	if time.Since(s.last) < adoptSays {
+		return
+	}
+	s.last = time.Now()
+	fmt.Fprintf(s.w, "adopted %d of %d files, %d of %d bytes, %d left out\n", r.Messages+r.Other, r.TotalFiles, r.Bytes, r.TotalBytes, len(r.Left))
+}
+
+func (s *adoptShow) end() {
+	if s.bar != nil {
+		_ = s.bar.Finish()
+	}
+}
