@@ -198,6 +198,15 @@ func (a *adoption) run(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
+	if st.Mode&0o777 == 0o700 && st.Uid == 0 {
+		// As slotfs made it; the mail server has to get in.
+		if err := os.Chmod(tree, rootMode&0o777); err != nil {
+			return err
+		}
+		if err := unix.Lstat(tree, &st); err != nil {
+			return &os.PathError{Op: "lstat", Path: tree, Err: err}
+		}
+	}
 	root, err := a.describe(tree, &st, op.Root)
 	if err != nil {
 		return err

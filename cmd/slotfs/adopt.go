@@ -86,10 +86,17 @@ The exit code is 9 if anything but temporary files, locks and caches was left ou
 	return cmd
 }
 
-// moveInto moves the contents of a directory into the tree.
+// moveInto moves the contents of a directory into the tree, and its owner and mode.
 func moveInto(from, tree string) error {
 	entries, err := os.ReadDir(from)
 	if err != nil {
+		return err
+	}
+	var st syscall.Stat_t
+	if err := syscall.Stat(from, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: from, Err: err}
+	}
+	if err := errors.Join(os.Chown(tree, int(st.Uid), int(st.Gid)), os.Chmod(tree, os.FileMode(st.Mode&0o777))); err != nil {
 		return err
 	}
 	for _, e := range entries {
