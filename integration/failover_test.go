@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"slotfs/integration/cluster"
+	"slotfs/integration/history"
 )
 
 // generous is a promised time as a test may demand it: the race detector makes
@@ -121,6 +122,6 @@ func TestStoppedPrimaryIsFenced(t *testing.T) {
 		stop()
 		w.settled()
 		c := &campaign{world: w}
-		c.judge(dir, 0)
+		c.judge(dir, history.Epoch{})
 	}
 }

@@ -26,7 +26,9 @@ func TestFaults(t *testing.T) {
 	c.extra, c.judged = c.maildirs, c.judge
 	for i := range 2 {
 		name := fmt.Sprint("writer", i)
-		w.writers = append(w.writers, &writer{Writer: workload.New(name, s+100+uint64(i)), name: name})
+		x := &writer{Writer: workload.New(name, s+100+uint64(i)), name: name}
+		x.Pause = 5 * time.Millisecond // all that is written is read again, by every check
+		w.writers = append(w.writers, x)
 	}
 	n := rounds(t, 26)
 	start := time.Now()
@@ -51,14 +53,14 @@ type campaign struct {
 
 	// A campaign may send other mail and judge it otherwise.
 	extra  func(dir string) []func(end <-chan struct{})
-	judged func(dir string, since uint64)
+	judged func(dir string, since history.Epoch)
 }
 
 // checked is a round whose mail is looked at again after later rounds.
 type checked struct {
 	dir   string
 	made  []history.Delivery
-	since uint64 // of the log
+	since history.Epoch // when it began
 }
 
 // draw chooses the faults of a round: mostly one, sometimes several at once.
@@ -100,7 +102,7 @@ func (c *campaign) suffer(dir string, faults []fault) {
 	}
 	c.t.Logf("  %s", strings.Join(names, " + "))
 	primary, replica := c.roles()
-	since := c.lastEpoch(c.sinceOld())
+	since := c.present()
 	more := c.extra(dir)
 	for _, x := range c.writers {
 		x.who = survivors(faults)
@@ -188,10 +190,10 @@ func survivors(faults []fault) workload.Survivors {
 	return workload.Received
 }
 
-// sinceOld is the first seq that concerns mail that is still there.
-func (c *campaign) sinceOld() uint64 {
+// sinceOld is where the log begins to concern mail that is still there.
+func (c *campaign) sinceOld() history.Epoch {
 	if len(c.old) == 0 {
-		return 0
+		return history.Epoch{}
 	}
 	return c.old[0].since
 }
@@ -203,7 +205,7 @@ func (c *campaign) maildirs(dir string) []func(end <-chan struct{}) {
 }
 
 // remember keeps what was sent in a round.
-func (c *campaign) remember(dir string, since uint64) {
+func (c *campaign) remember(dir string, since history.Epoch) {
 	made := c.record.Take()
 	c.old = append(c.old, checked{dir, made, since})
 	for _, d := range made {
@@ -216,7 +218,7 @@ func (c *campaign) remember(dir string, since uint64) {
 
 // judge checks this round's mail and that of the last rounds, and removes what
 // has been looked at three times.
-func (c *campaign) judge(dir string, since uint64) {
+func (c *campaign) judge(dir string, since history.Epoch) {
 	c.t.Helper()
 	c.remember(dir, since)
 	primary, _ := c.roles()

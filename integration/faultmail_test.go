@@ -107,7 +107,7 @@ func (c *mailCampaign) run(dir string) (more []func(end <-chan struct{})) {
 }
 
 // judgeMail looks through IMAP, and at the log.
-func (c *mailCampaign) judgeMail(dir string, since uint64) {
+func (c *mailCampaign) judgeMail(dir string, since history.Epoch) {
 	c.t.Helper()
 	c.remember(dir, since)
 	primary, _ := c.roles()

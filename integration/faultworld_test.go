@@ -226,13 +226,16 @@ func (w *world) settled() {
 	}
 }
 
-// log reads what the log tells of deliveries from a seq on.
-func (w *world) log(since uint64, key func(path string) (string, bool)) history.Log {
+// log reads what the log tells of deliveries after a point.
+func (w *world) log(after history.Epoch, key func(path string) (string, bool)) history.Log {
 	w.t.Helper()
 	primary, _ := w.roles()
-	lines, err := primary.History(since)
+	lines, err := primary.History(after.Seq + 1)
 	must(w.t, err)
 	var log history.Log
+	if after.Epoch > 0 {
+		log.Epochs = append(log.Epochs, after)
+	}
 	for _, l := range lines {
 		switch l.Op {
 		case "epoch":
@@ -246,18 +249,14 @@ func (w *world) log(since uint64, key func(path string) (string, bool)) history.
 	return log
 }
 
-// lastEpoch is the seq of the present epoch's begin.
-func (w *world) lastEpoch(since uint64) uint64 {
+// present is the epoch of a store that is whole, as a beginning of what its log
+// tells from now on.
+func (w *world) present() history.Epoch {
 	w.t.Helper()
 	primary, _ := w.roles()
-	lines, err := primary.History(since)
+	s, err := primary.Slot()
 	must(w.t, err)
-	for _, l := range lines {
-		if l.Op == "epoch" {
-			since = l.Seq
-		}
-	}
-	return since
+	return history.Epoch{Seq: s.Repl.Pos.Seq, Epoch: s.Repl.Epoch, Primary: primary.Name}
 }
 
 // signal ignores that the process has gone meanwhile: faults overlap.

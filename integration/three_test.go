@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"slotfs/integration/cluster"
+	"slotfs/integration/history"
 	"slotfs/integration/netns"
 	"slotfs/integration/sender"
 )
@@ -110,7 +111,7 @@ func TestThreeInSync(t *testing.T) {
 	w.more(10)
 	stop()
 	w.equal()
-	(&campaign{world: w}).judge("three", 0)
+	(&campaign{world: w}).judge("three", history.Epoch{})
 }
 
 // TestOffSite: a third slot, 100 ms away, with durability "local". It follows,

@@ -18,6 +18,8 @@ import (
 // Writer is one user's mail server. Its methods are for one goroutine, but
 // for Done.
 type Writer struct {
+	Pause time.Duration // after each step
+
 	root, name string
 	rng        *rand.Rand
 	n          int // names given out
@@ -59,6 +61,7 @@ func (w *Writer) Run(root string, stop <-chan struct{}) error {
 		if err := w.one(); err != nil {
 			return err
 		}
+		time.Sleep(w.Pause)
 	}
 }
 
