@@ -121,6 +121,10 @@ func (m *machine) lost(p *peer) string {
 		return "connection refused"
 	case since(p.left) > m.timeout:
 		return fmt.Sprintf("not connected for %v", since(p.left))
+	case !p.acks.heard.IsZero() && since(p.acks.heard) > m.timeout:
+		// Its stream was ended because it was silent: that it has not come back
+		// since is no reason to wait as long once more.
+		return fmt.Sprintf("silent for %v", since(p.acks.heard))
 	}
 	return ""
 }
