@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -234,16 +233,3 @@ func (m *Member) etcdConfig(how formation, onError func(string)) (*embed.Config,
 }
 
 func https(addr string) url.URL { return url.URL{Scheme: "https", Host: addr} }
-
-// Usable says why addr cannot be listened on by a member, or returns "": etcd
-// wants an IP address.
-func Usable(addr string) string {
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return "it is not an address with a port"
-	}
-	if net.ParseIP(host) == nil && host != "localhost" {
-		return "it has no IP address"
-	}
-	return ""
-}
