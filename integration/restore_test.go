@@ -55,8 +55,16 @@ func (f *fixture) staysReplica(n *cluster.Node) {
 // though all that it knows says that it is in sync; it comes back by catching up,
 // and takes nothing from the other.
 func TestRestoredReplica(t *testing.T) {
-	f := newCluster(t, 2, cluster.Options{})
+	t.Run("without a register", func(t *testing.T) { restoredReplica(t, cluster.Options{}) })
+	t.Run("with a register", func(t *testing.T) { restoredReplica(t, cluster.Options{Witness: true}) })
+}
+
+func restoredReplica(t *testing.T, o cluster.Options) {
+	f := newCluster(t, 2, o)
 	f.expect(provoked...)
+	if o.Witness {
+		f.expect(noise...)
+	}
 	f.expect("was copied or restored", "resync from")
 	must(t, f.StartPair())
 	n1, n2 := f.Nodes[0], f.Nodes[1]
@@ -78,7 +86,8 @@ func TestRestoredReplica(t *testing.T) {
 		}
 		f.equal()
 	}
-	must(t, f.Stop())
+	must(t, n2.Stop())
+	must(t, n1.Stop())
 	restore()
 	must(t, n2.Start())
 	f.staysReplica(n2)
@@ -93,13 +102,16 @@ func TestRestoredReplica(t *testing.T) {
 		t.Fatal(err)
 	}
 	must(t, f.WaitInSync())
-	must(t, f.Stop())
+	must(t, n2.Stop())
+	must(t, n1.Stop())
 	must(t, n2.Empty())
 	must(t, n2.Start())
 	f.staysReplica(n2)
 	must(t, n1.Start())
-	// The other member of its set is gone for good, which only people know.
-	must(t, n1.Promote("--old-primary-is-down"))
+	if !o.Witness {
+		// The other member of its set is gone for good, which only people know.
+		must(t, n1.Promote("--old-primary-is-down"))
+	}
 	check("emptied")
 }
 
