@@ -127,6 +127,15 @@ func (s *Slot) Decisions(name string) (map[uint64]Decision, error) {
 	}
 }
 
+// DecisionsSize changes with every decision about a branch.
+func (s *Slot) DecisionsSize(name string) int64 {
+	st, err := os.Stat(s.branchFile(name, ".done"))
+	if err != nil {
+		return 0
+	}
+	return st.Size()
+}
+
 // Decide notes what became of messages, durably.
 func (s *Slot) Decide(name string, list ...Decision) error {
 	path := s.branchFile(name, ".done")
