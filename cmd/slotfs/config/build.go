@@ -147,6 +147,9 @@ func (b *builder) unique(c *Config) {
 		stores[s.Store] = true
 		uses = append(uses, use{key + ".data", s.Data}, use{key + ".mount", s.Mount})
 	}
+	if c.Register.Data != "" {
+		uses = append(uses, use{"register.data", c.Register.Data})
+	}
 	for i, u := range uses {
 		for _, v := range uses[:i] {
 			switch {

@@ -81,6 +81,7 @@ func TestRegisterRefused(t *testing.T) {
 		{"listen on a name", embedded + `listen = "mail.example:7948"` + "\n", []string{`register.listen: "mail.example:7948" has no IP address`, "0.0.0.0"}},
 		{"one port for both", embedded + `client_listen = "0.0.0.0:7948"` + "\n", []string{"register.client_listen: is the same address as register.listen", "another port"}},
 		{"bad client address", embedded + `client_advertise = "192.0.2.1"` + "\n", []string{`register.client_advertise: "192.0.2.1" is not an address`}},
+		{"data inside a slot's", embedded + `data = "data1/register"` + "\n", []string{"register.data: directory /etc/x/data1/register is inside /etc/x/data1, which is slot[mail1].data"}},
 		{"no endpoints", `mode = "etcd"` + "\n", []string{"register.endpoints: is missing"}},
 		{"endpoint without scheme", `mode = "etcd"` + "\nendpoints = [\"192.0.2.1:2379\"]\n", []string{`register.endpoints[0]: "192.0.2.1:2379" is not the URL`, "https://192.0.2.1:2379"}},
 		{"endpoint without port", `mode = "etcd"` + "\nendpoints = [\"https://192.0.2.1\"]\n", []string{"register.endpoints[0]:", "is not the URL"}},
