@@ -19,6 +19,11 @@
 //	ledger/       what was found wrong, and decided about it (package ledger)
 //	volatile/     spilled content of files that fs keeps in memory; emptied at start
 //	scrub.json    what scrub remembers: when which ids were verified
+//	index.N/      an index that was made anew while the slot ran; the next start puts
+//	              it in the place of index/
+//	brake.json    bursts of removals whose messages are kept (brake.go)
+//	adopt.json    there while a tree is being adopted (adopt.go); what could not be
+//	adopt-left/   taken over
 //	resync.json   there while a resync is under way: index and tree are a mixture
 //	rebuild.json  there while the index is made anew, or is to be at the next start
 //
@@ -69,6 +74,19 @@
 // may have to return to an entry before the loss. It is freed at the checkpoint
 // after next, unless the kernel still has it open (Slot.Keep).
 //
+// If a deletion is on record (deleted.go: of every message) it stays longer, for
+// undelete; how long is up to the brake (brake.go).
+//
+// # What the slot looks after by itself
+//
+// One goroutine, the keeper, looks every two seconds whether the tree is still
+// the slot's (treeguard.go), and verifies the index again and again, because
+// badger takes a block that it cannot read for one that does not have the key.
+// A damaged index is made anew beside the old one while reads go on
+// (rebuildonline.go). Another goroutine reads the log (verifylog.go). A slot that
+// has lost its tree, or entries of its log that it needs, is unfit: it serves
+// nothing and waits to be resynced (refill.go).
+//
 // # Content
 //
 // A message, and a control file that was quiet long enough for the primary to
@@ -84,8 +102,9 @@
 //	Slot.admin   the applier is made to stand still
 //	tree.mu      for writing: an entry goes into index and tree. For reading: they agree
 //	index.mu     the index in memory; readers take it for a lookup
-//	Slot.mu, trash.mu, fdCache.mu, Events.mu, verifiedCache.mu   a few fields each
+//	Slot.mu, trash.mu, brake.mu, keeper.mu, fdCache.mu, Events.mu, verifiedCache.mu   a few fields each
 //
-// No lock is held while another slot is asked, or while OnEvent, OnFault, Keep
+// keeper.verifying comes before Slot.admin, trash.freeing before index.mu. No
+// other lock is held while another slot is asked, or while OnEvent, OnFault, Keep
 // or Retain are called.
 package meta

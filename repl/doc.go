@@ -151,6 +151,14 @@
 // path to primary because it was asked to. Commands for another node travel
 // over connections of their own (command.go).
 //
+// # Refill
+//
+// A slot that has lost its tree, or entries of its log that it needs, is of no use
+// before another one has filled it (rolerefill.go, meta.Options.Refill): as primary
+// it ends its mount and acknowledges nothing more, as replica it leaves the
+// stream; then it follows whoever is primary, which means a resync. Entries that a
+// running slot's log has lost are asked for on a fetch connection (fetchlog.go).
+//
 // # Frames
 //
 // TLS 1.3 with certificates on both sides; the certificate's common name is the

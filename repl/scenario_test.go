@@ -116,7 +116,7 @@ func (w words) err() error {
 //
 //	self NAME [stop] [register [local]]   begin, as this slot
 //	history NAME E@SEQ[/CHAIN]:PRIMARY:MEMBERS …
-//	view hist=NAME last=SEQ [demoted=E] [sealed=E] [fresh] [yield] [resync] [drained] [restored] [faulted] [emptied] [adopted] [asleep=DURATION] [heard=NAME] [before]
+//	view hist=NAME last=SEQ [demoted=E] [sealed=E] [fresh] [yield] [resync] [drained] [restored] [faulted] [bereft] [emptied] [adopted] [asleep=DURATION] [heard=NAME] [before]
 //	peers NAME…                   gossip; a leading - : suspected
 //	answer|poke NAME hist=NAME last=SEQ [leading] [fresh] [intent=N] [drained] [resyncing] [unready=WHY]
 //	noanswer NAME [refused]
@@ -321,6 +321,9 @@ func (p *play) view(w words) {
 	}
 	if w.has("faulted") {
 		p.v.faulted = "log write failed"
+	}
+	if w.has("bereft") {
+		p.v.bereft, p.v.resync = "the tree is lost", true
 	}
 	if w.has("heard") {
 		p.v.heard, p.v.heardFrom = p.now, w["heard"]

@@ -18,7 +18,8 @@
 //	NNNNNNNNNNNNNNNN-IIIIIIIIIIIIIIII.log   segment: number and id, hexadecimal
 //	sealed                                  highest sealed epoch
 //	*.pool                                  a former segment, to be written again
-//	*.damaged                               a segment put aside, see Options.PastDamage
+//	*.damaged                               a segment put aside, see Options.PastDamage; or a copy of
+//	                                        one that was mended, the latest two
 //	*.torn                                  a torn batch cut by the last start, kept until the next
 //	*.tmp                                   unfinished; removed at start
 //
@@ -83,6 +84,11 @@
 // Open reads and verifies the whole log: a second or two per GiB. Damage that
 // it finds in entries which the slot no longer needs can be given up, see
 // Options.PastDamage; those files are kept.
+//
+// While the log is in use Verify finds what cannot be read any more, and Mend
+// writes such a segment anew, with entries that another slot has sent: they have
+// to fit the chain on both sides. The new file takes the old one's name in one
+// step.
 //
 // # Locks
 //
