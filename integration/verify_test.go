@@ -80,6 +80,8 @@ func TestVerifyFindsRecord(t *testing.T) {
 			must(t, n1.WaitMounted())
 			must(t, f.WaitInSync())
 
+			_, err = os.Stat(filepath.Join(n1.Mount, "ann", "cur", "v7:2,")) // the kernel gets to know the wrong one
+			must(t, err)
 			for _, asker := range f.Nodes {
 				out, err := asker.Run("verify", f.Store)
 				if exitCode(err) != 9 || !strings.Contains(out, "ann/cur/v7:2,") || strings.Contains(out, "v8") {
@@ -95,6 +97,13 @@ func TestVerifyFindsRecord(t *testing.T) {
 			}
 			f.equal()
 			readAll(t, n1.Mount, "ann", all)
+			shown, err := os.Stat(filepath.Join(n1.Mount, "ann", "cur", "v7:2,"))
+			must(t, err)
+			plain, err := os.Stat(filepath.Join(n1.Tree(), "ann", "cur", "v7:2,"))
+			must(t, err)
+			if !shown.ModTime().Equal(plain.ModTime()) {
+				t.Errorf("the mount shows mtime %v, the tree has %v", shown.ModTime(), plain.ModTime())
+			}
 		})
 	}
 }
@@ -129,4 +138,92 @@ func TestMismatchMendsItself(t *testing.T) {
 		return err
 	}))
 	f.equal()
+}
+
+// TestScrubCommand: pausing, parts, and the exit code of a scrub that cannot run.
+func TestScrubCommand(t *testing.T) {
+	f := newCluster(t, 2, cluster.Options{})
+	f.expect(provoked...)
+	must(t, f.StartPair())
+	n1 := f.Nodes[0]
+	must(t, deliver(n1.Mount, "ann", letters("s", 5)))
+	must(t, deliver(n1.Mount, "bob", letters("s", 3)))
+	f.equal()
+	for _, args := range [][]string{{"scrub"}, {"scrub", "nosuch"}, {"scrub", f.Store, "--rate", "fast"}, {"scrub", f.Store, "--since", "now"},
+		{"scrub", f.Store, "--nosuch"}, {"scrub", f.Store, "--user", "nobody"}, {"scrub", f.Store, "--pause", "--resume"}} {
+		if out, err := n1.Run(args...); exitCode(err) != 3 {
+			t.Errorf("slotfs %q: %s, %v; want exit code 3", args, out, err)
+		}
+	}
+	out, err := n1.Run("scrub", f.Store, "--user", "bob")
+	if err != nil || !strings.Contains(out, "clean") || !strings.Contains(out, " 3 messages") {
+		t.Errorf("bob: %s, %v", out, err)
+	}
+	if out, err = n1.Run("scrub", f.Store, "--since", "2999-01-01"); err != nil || !strings.Contains(out, " 0 messages") {
+		t.Errorf("the future: %s, %v", out, err)
+	}
+	if out, err = n1.Run("scrub", f.Store, "--both"); err != nil || strings.Count(out, ": clean") != 2 {
+		t.Errorf("both: %s, %v", out, err)
+	}
+	out, err = n1.Run("status")
+	if err != nil || !strings.Contains(out, "last full pass ended") {
+		t.Errorf("status: %s, %v", out, err)
+	}
+	if f.counter(n1, "scrub_last_pass_timestamp_seconds") == 0 {
+		t.Error("no pass in the metrics")
+	}
+	if out, err = n1.Run("scrub", f.Store, "--pause"); err != nil || !strings.Contains(out, "PAUSED") {
+		t.Errorf("pause: %s, %v", out, err)
+	}
+	must(t, n1.Stop())
+	if _, err := n1.Run("scrub", f.Store); exitCode(err) != 3 {
+		t.Errorf("of a node that is down: %v", err)
+	}
+	must(t, n1.Start())
+	if out, err = n1.Run("status"); err != nil || !strings.Contains(out, "PAUSED") {
+		t.Errorf("after a restart: %s, %v", out, err)
+	}
+	if out, err = n1.Run("scrub", f.Store, "--resume"); err != nil || strings.Contains(out, "PAUSED") {
+		t.Errorf("resume: %s, %v", out, err)
+	}
+	must(t, f.WaitInSync())
+}
+
+// TestLedgerCommand: a ledger that somebody has changed is noticed, and the line
+// is named; with a running node and without.
+func TestLedgerCommand(t *testing.T) {
+	f := newCluster(t, 1, cluster.Options{})
+	f.expect(provoked...)
+	must(t, f.StartPair())
+	n1 := f.Nodes[0]
+	must(t, deliver(n1.Mount, "ann", letters("l", 2)))
+	for range 3 { // each pass is an entry
+		_, err := n1.Run("scrub", f.Store)
+		must(t, err)
+	}
+	out, err := n1.Run("ledger", f.Store, "--verify")
+	if err != nil || !strings.Contains(out, "3 entries verified") {
+		t.Fatalf("verify: %s, %v", out, err)
+	}
+	_, head, _ := strings.Cut(strings.TrimSpace(out), "head ")
+	if out, err = n1.Run("ledger", f.Store, "--verify", "--head", head); err != nil {
+		t.Errorf("with its head: %s, %v", out, err)
+	}
+	names, err := filepath.Glob(filepath.Join(n1.Data, "ledger", "*.jsonl"))
+	if err != nil || len(names) != 1 {
+		t.Fatalf("%q, %v", names, err)
+	}
+	b, err := os.ReadFile(names[0])
+	must(t, err)
+	must(t, os.WriteFile(names[0], []byte(strings.Replace(string(b), `"seq":2`, `"seq":3`, 1)), 0o600))
+	for _, args := range [][]string{{"ledger", f.Store, "--verify"}, {"ledger", f.Store, "--verify", "--dir", n1.Data}} {
+		if out, err := n1.Run(args...); exitCode(err) != 9 || !strings.Contains(out, "BROKEN at line 2") {
+			t.Errorf("slotfs %q: %s, %v", args, out, err)
+		}
+	}
+	must(t, os.WriteFile(names[0], b[:strings.LastIndex(strings.TrimSpace(string(b)), "\n")+1], 0o600))
+	if out, err := n1.Run("ledger", f.Store, "--verify"); exitCode(err) != 9 {
+		t.Errorf("cut, and the node runs: %s, %v", out, err)
+	}
+	must(t, os.WriteFile(names[0], b, 0o600))
 }

@@ -233,7 +233,7 @@ func (p *pass) one(ctx context.Context, id op.ID, m *mediumReader) error {
 	if e.n == nil {
 		return nil
 	}
-	if !p.opt.Since.IsZero() && max(e.n.Mtime, e.n.Ctime) < p.opt.Since.UnixNano() {
+	if !p.opt.Since.IsZero() && time.Unix(0, max(e.n.Mtime, e.n.Ctime)).Before(p.opt.Since) {
 		return nil
 	}
 	p.count(&e)

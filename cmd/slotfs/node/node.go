@@ -171,7 +171,7 @@ func (n *Node) openSlots(ctx context.Context) error {
 		s.Meta, err = meta.Open(s.Conf.Data, meta.Options{
 			Store: s.Conf.Store, Layout: s.Conf.Layout,
 			Reserve: reserve(s.Conf), LogMax: s.Conf.LogMax,
-			Logger: n.Log, Fetch: s.fetch, Ask: s.ask, OnEvent: s.mismatch,
+			Logger: n.Log, Fetch: s.fetch, Ask: s.ask, OnEvent: s.mismatch, OnCorrected: s.corrected,
 			OnFault: func(error) { n.publishSoon() },
 			Refill:  true, Alone: alone, OnUnfit: s.onUnfit, Brake: s.brakeOptions(),
 			FetchLog: s.fetchLog, OnMended: func() { s.Member.LogMended() },

@@ -229,6 +229,16 @@ func (s *Slot) mendMismatches(ctx context.Context) {
 // mismatchPause is the time between two attempts to mend the same mismatch.
 const mismatchPause = time.Minute
 
+// corrected makes the mount show a record of the index that was corrected.
+func (s *Slot) corrected(id op.ID) {
+	s.mu.Lock()
+	f := s.fs
+	s.mu.Unlock()
+	if f != nil {
+		f.Refresh(id)
+	}
+}
+
 // ask is meta's question to the other slots about an object.
 func (s *Slot) ask(ctx context.Context, id op.ID) []*meta.Testimony {
 	if s.Member == nil {
