@@ -126,18 +126,47 @@ func (s *Slot) lostBranches() (out []admin.LostBranch, err error) {
 		return nil, err
 	}
 	for _, b := range list {
-		done, err := s.Meta.Decisions(b.Name)
+		d, err := s.decisions(b.Name)
 		if err != nil {
 			return nil, err
 		}
-		x := admin.LostBranch{Branch: b, StoreName: s.Conf.Store, Decided: map[string]uint64{}}
-		for _, d := range done {
-			x.Decided[d.Outcome]++
-		}
+		x := admin.LostBranch{Branch: b, StoreName: s.Conf.Store, Decided: d}
 		x.Left = b.Messages - min(b.Messages, x.Decided[meta.Delivered]+x.Decided[meta.Present])
 		out = append(out, x)
 	}
 	return out, nil
+}
+
+// decided counts decisions; there may be very many, so it is kept.
+type decided struct {
+	size   int64 // of the file that has them
+	counts map[string]uint64
+}
+
+// decisions counts the messages of a lost branch by what became of them.
+func (s *Slot) decisions(name string) (map[string]uint64, error) {
+	size := s.Meta.DecisionsSize(name)
+	s.mu.Lock()
+	d, ok := s.decided[name]
+	s.mu.Unlock()
+	if ok && d.size == size {
+		return d.counts, nil
+	}
+	list, err := s.Meta.Decisions(name)
+	if err != nil {
+		return nil, err
+	}
+	d = decided{size, map[string]uint64{}}
+	for _, x := range list {
+		d.counts[x.Outcome]++
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.decided == nil {
+		s.decided = map[string]decided{}
+	}
+	s.decided[name] = d
+	return d.counts, nil
 }
 
 // branchWarnings says which lost branches of this node have messages that the

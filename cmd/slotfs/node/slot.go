@@ -48,8 +48,9 @@ type Slot struct {
 	lastHook   *admin.HookOutcome
 	lastHooks  map[string]*admin.HookOutcome // by hook
 	mountError string
-	refusedAt  time.Time      // when the mount last began to refuse changes
-	hooks      sync.WaitGroup // on_promote runs
+	refusedAt  time.Time          // when the mount last began to refuse changes
+	decided    map[string]decided // of lost branches, by name
+	hooks      sync.WaitGroup     // on_promote runs
 
 	recheck chan struct{} // wakes watchDegraded
 }
