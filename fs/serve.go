@@ -204,7 +204,7 @@ const (
 
 // least is the shortest that a request of an opcode is which dispatch reads by
 // itself.
-var least = map[uint32]int{
+var least = [opcodes]int{
 	opForget: int(unsafe.Sizeof(fuse.ForgetIn{})), opGetAttr: int(unsafe.Sizeof(fuse.GetAttrIn{})),
 	opSetAttr: int(unsafe.Sizeof(fuse.SetAttrIn{})), opRename: inRename, opRename2: inRename2, opLink: inLink,
 	opRead: int(unsafe.Sizeof(fuse.ReadIn{})), opWrite: inWrite, opFsync: int(unsafe.Sizeof(fuse.FsyncIn{})),
@@ -215,7 +215,7 @@ var least = map[uint32]int{
 // returns false for what is no request.
 func (f *FS) dispatch(c *call) bool {
 	h := c.header()
-	if len(c.in) < least[h.Opcode] {
+	if h.Opcode < opcodes && len(c.in) < least[h.Opcode] {
 		return false
 	}
 	switch h.Opcode {

@@ -135,21 +135,23 @@ func (l *Layout) Class(dir DirKind, name string) Class {
 // match reports whether name fits pattern, in which * is any string. Other than
 // in path.Match, no byte of a name is special.
 func match(pattern, name string) bool {
-	parts := strings.Split(pattern, "*")
-	if len(parts) == 1 {
+	first, rest, more := strings.Cut(pattern, "*")
+	if !more {
 		return name == pattern
 	}
-	first, last := parts[0], parts[len(parts)-1]
-	if len(name) < len(first)+len(last) || !strings.HasPrefix(name, first) || !strings.HasSuffix(name, last) {
+	if !strings.HasPrefix(name, first) {
 		return false
 	}
-	name = name[len(first) : len(name)-len(last)]
-	for _, p := range parts[1 : len(parts)-1] {
-		i := strings.Index(name, p)
+	name = name[len(first):]
+	for {
+		part, after, more := strings.Cut(rest, "*")
+		if !more {
+			return strings.HasSuffix(name, part)
+		}
+		i := strings.Index(name, part)
 		if i < 0 {
 			return false
 		}
-		name = name[i+len(p):]
+		name, rest = name[i+len(part):], after
 	}
-	return true
 }
