@@ -112,14 +112,7 @@ func (s *Slot) applyAll(ctx context.Context) error {
 		committed, durable := s.Log.Committed.Changed(), s.Log.Durable.Changed()
 		to := min(s.Log.Committed.Get(), s.Log.Durable.Get())
 		if to > applied && to-applied < batchEntries/2 && s.Log.Unapplied() < applyBytes {
-			gather.Reset(applyDelay)
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-s.Log.Hurry():
-			case <-gather.C:
-			}
-			gather.Stop()
+			s.gather(ctx, gather)
 			to = min(s.Log.Committed.Get(), s.Log.Durable.Get())
 		}
 		if stop := a.stopAt.Load(); stop != 0 {
@@ -153,6 +146,17 @@ func (s *Slot) applyAll(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// gather lets entries gather for applyDelay, unless somebody is in a hurry.
+func (s *Slot) gather(ctx context.Context, t *time.Timer) {
+	t.Reset(applyDelay)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-s.Log.Hurry():
+	case <-t.C:
+	}
 }
 
 // applySome applies one batch of the entries from..to, and returns the last one

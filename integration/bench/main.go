@@ -47,7 +47,7 @@ func parse() (*options, error) {
 	var writers, targets, phases string
 	flag.StringVar(&o.bin, "bin", "bin/slotfs", "the slotfs binary")
 	flag.StringVar(&o.against, "against", "", "a second slotfs binary, whose pair is measured beside the first one's")
-	flag.StringVar(&phases, "phases", "", "which phases, separated by commas (default: all); scan1 belongs to whatever comes after it")
+	flag.StringVar(&phases, "phases", "", "which phases, separated by commas (default: all); what comes after scan1 needs it, and expunge needs copy")
 	flag.StringVar(&o.dir, "dir", "", "where the data directories go (default: the system's temporary directory)")
 	flag.StringVar(&o.only, "only", "files,dovecot,requests,scrub", "which parts, separated by commas")
 	flag.StringVar(&targets, "targets", strings.Join(targetNames, ","), "which targets, separated by commas")
@@ -82,13 +82,8 @@ func parse() (*options, error) {
 	if o.against != "" {
 		o.targets = append(o.targets, other)
 	}
-	if phases != "" {
-		o.phases = strings.Split(phases, ",")
-	}
-	for _, p := range o.phases {
-		if !slices.Contains(mailPhases, p) && !slices.Contains(maildirPhases, p) {
-			return nil, fmt.Errorf("-phases: no phase %q", p)
-		}
+	if err := o.choose(phases); err != nil {
+		return nil, err
 	}
 	for _, part := range strings.Split(o.only, ",") {
 		if part != "files" && part != "dovecot" && part != "requests" && part != "scrub" {
@@ -103,6 +98,20 @@ func parse() (*options, error) {
 		o.against, err = filepath.Abs(o.against)
 	}
 	return o, err
+}
+
+// choose reads -phases.
+func (o *options) choose(phases string) error {
+	if phases == "" {
+		return nil
+	}
+	o.phases = strings.Split(phases, ",")
+	for _, p := range o.phases {
+		if !slices.Contains(mailPhases, p) && !slices.Contains(maildirPhases, p) {
+			return fmt.Errorf("-phases: no phase %q", p)
+		}
+	}
+	return nil
 }
 
 // wants is whether a phase is to be run.
