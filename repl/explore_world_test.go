@@ -156,6 +156,8 @@ func newXworld(nodes int, local bool, b bug) *xworld {
 		n := &xnode{i: i, local: local && i == nodes-1}
 		n.id = slotOf(string(rune('a' + i)))
 		w.nodes = append(w.nodes, n)
+	}
+	for _, n := range w.nodes {
 		w.start(n)
 	}
 	return w
