@@ -27,7 +27,6 @@ type roamers struct {
 	wg   sync.WaitGroup
 	mu   sync.Mutex
 	done map[string]time.Time // path below the mount: when it was acknowledged
-	errs []error
 }
 
 func (f *fixture) roam(users int) *roamers {

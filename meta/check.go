@@ -110,6 +110,24 @@ func (r *Report) add(inv int, id op.ID, path, format string, args ...any) {
 	r.Findings = append(r.Findings, Finding{Invariant: inv, ID: id, Path: path, Text: fmt.Sprintf(format, args...)})
 }
 
+// settleWait bounds settle.
+const settleWait = 10 * time.Second
+
+// settle waits until what is committed now is applied, so that what was
+// acknowledged before the question is in the answer. A slot that cannot apply
+// answers for what it has.
+func (s *Slot) settle(ctx context.Context) {
+	s.mu.Lock()
+	started := s.started
+	s.mu.Unlock()
+	if !started {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, settleWait)
+	defer cancel()
+	_ = s.Log.Applied.Wait(ctx, s.Log.Committed.Get())
+}
+
 // Check proves the invariants listed above on a slot, also while it runs: what
 // differs because an entry is just being applied is looked at again with the
 // applier stopped. It changes nothing, unless told to.
@@ -119,6 +137,7 @@ func (s *Slot) Check(ctx context.Context, o CheckOptions) (*Report, error) {
 	if s.Resyncing() {
 		return nil, fmt.Errorf("check: %w", ErrResyncing)
 	}
+	s.settle(ctx)
 	begun := time.Now()
 	r := &Report{}
 	if o.Rebuild {

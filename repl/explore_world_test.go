@@ -138,7 +138,7 @@ type xworld struct {
 	applied                 []uint64         // the same of what any slot has applied
 	begun                   map[uint64]Nonce // epoch: how it began
 	controls                []xcontrol       // acknowledged as received, not yet committed
-	failovers, commits      int
+	commits                 int
 	failed                  error
 	healing                 bool                             // the end of a walk
 	say                     func(format string, args ...any) // nil: nobody listens
