@@ -20,6 +20,7 @@ var faulty = []string{
 	"level=WARN msg=replication", // a connection broke
 	"superseded", "demoted", "isolated", "unmount", "hook failed", "mount was in use",
 	"copies left",              // of three
+	"were removed between",     // mail of rounds that have been judged
 	"space", "full", "reserve", // a disk is full
 	"gossip", "memberlist",
 }
