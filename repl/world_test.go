@@ -284,7 +284,7 @@ func (c *counter) close() error {
 // is no single channel to wait on.
 func (w *world) wait(what string, ok func() bool) {
 	w.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute) // a busy machine is slow
 	for !ok() {
 		if time.Now().After(deadline) {
 			for _, n := range w.nodes {
@@ -300,7 +300,7 @@ func (w *world) wait(what string, ok func() bool) {
 
 func (w *world) promote(n *node, o PromoteOptions) {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := n.m.Promote(ctx, o); err != nil {
 		w.t.Fatalf("promote %s: %v", n.name, err)
@@ -338,7 +338,7 @@ func (n *node) kill() {
 
 // mkdir logs a directory with a barrier, as the mount would.
 func (n *node) mkdir(name string) (uint64, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := n.log.Reserve(ctx, 100); err != nil {
 		return 0, err
