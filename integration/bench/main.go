@@ -25,6 +25,7 @@ import (
 type options struct {
 	bin       string
 	against   string
+	slot      string
 	dir       string
 	only      string
 	rounds    int
@@ -47,6 +48,7 @@ func parse() (*options, error) {
 	var writers, targets, phases string
 	flag.StringVar(&o.bin, "bin", "bin/slotfs", "the slotfs binary")
 	flag.StringVar(&o.against, "against", "", "a second slotfs binary, whose pair is measured beside the first one's")
+	flag.StringVar(&o.slot, "against-slot", "", "more lines for the [[slot]] sections of the pair of -against")
 	flag.StringVar(&phases, "phases", "", "which phases, separated by commas (default: all); what comes after scan1 needs it, and expunge needs copy")
 	flag.StringVar(&o.dir, "dir", "", "where the data directories go (default: the system's temporary directory)")
 	flag.StringVar(&o.only, "only", "files,dovecot,requests,scrub", "which parts, separated by commas")

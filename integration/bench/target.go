@@ -109,12 +109,12 @@ func (b *bench) start(name string) (*target, error) {
 		t.dir = filepath.Join(b.scratch.Path, "bare")
 		return t, os.Mkdir(t.dir, 0o755)
 	}
-	count, bin := 2, b.bin
+	count, o := 2, cluster.Options{Binary: b.bin}
 	switch name {
 	case slot:
 		count = 1
 	case other:
-		bin = b.against
+		o.Binary, o.Slot = b.against, b.options.slot
 	}
 	// Each store has a scratch directory of its own, so that node names may be
 	// the same.
@@ -127,7 +127,7 @@ func (b *bench) start(name string) (*target, error) {
 		return nil, err
 	}
 	b.inner = append(b.inner, d)
-	c, err := cluster.New(d, count, cluster.Options{Binary: bin})
+	c, err := cluster.New(d, count, o)
 	if err != nil {
 		return nil, err
 	}
