@@ -45,11 +45,14 @@ func rounds(t *testing.T, inCI int) int {
 	return n
 }
 
+// crashSlot is the slots' configuration: what these tests remove is meant to go.
+const crashSlot = "log_max = \"256MiB\"\nbrake_share = \"off\""
+
 // TestKill kills nodes with SIGKILL at random moments under load. Whatever
 // was acknowledged must be there afterwards.
 func TestKill(t *testing.T) {
 	s := seed(t)
-	f := newCluster(t, 2, cluster.Options{Slot: `log_max = "256MiB"`})
+	f := newCluster(t, 2, cluster.Options{Slot: crashSlot})
 	c := &crasher{fixture: f, rng: newRand(s)}
 	c.crash = func(victims ...*cluster.Node) {
 		for _, n := range victims {
@@ -86,7 +89,7 @@ func TestPowerLoss(t *testing.T) {
 		})
 	}
 	f := newClusterIn(t, d, 2, cluster.Options{
-		Slot: `log_max = "256MiB"`,
+		Slot: "log_max = \"256MiB\"\nbrake_share = \"off\"",
 		Data: func(i int) string { return filepath.Join(disks[i].Path(), "data") },
 	})
 	c := &crasher{fixture: f, rng: newRand(s)}
