@@ -28,6 +28,7 @@ var provoked = []string{
 	"tls handshake",          // the peer died in the middle of it
 	"did not become primary", // the other, whose word it needs, is not there yet
 	"kept in rescue/",        // entries that nobody was told were kept
+	"were removed between",   // the writers expunge what they delivered
 	"cut a torn tail",        // a batch was on its way to the disk
 }
 

@@ -23,6 +23,7 @@ var faulty = []string{
 	"were removed between",     // mail of rounds that have been judged
 	"space", "full", "reserve", // a disk is full
 	"gossip", "memberlist",
+	"the attribute that ties it to its id", // made again after a power loss, which it had not survived
 }
 
 // fault is one way to harm the world. do harms and returns what makes it whole;
