@@ -233,3 +233,21 @@ func TestLogRots(t *testing.T) {
 	must(t, err)
 	must(t, n2.Check())
 }
+
+// TestFailoverForLostTree: with a register the other slot takes over by itself.
+func TestFailoverForLostTree(t *testing.T) {
+	f := newCluster(t, 2, cluster.Options{Witness: true})
+	f.expect(provoked...)
+	f.expect("the tree is lost", "missing", "register", "lost:", "is not complete")
+	must(t, f.StartPair())
+	n1, n2 := f.Nodes[0], f.Nodes[1]
+	all := letters("a", 30)
+	must(t, deliver(n1.Mount, "ann", all))
+	f.equal()
+	empty(t, n1.Tree())
+	must(t, n2.WaitMounted())
+	readAll(t, n2.Mount, "ann", all)
+	must(t, deliver(n2.Mount, "ann", letters("b", 5)))
+	must(t, f.WaitInSync())
+	f.equal()
+}
