@@ -134,6 +134,9 @@ func (w *xworld) do(a act) {
 	case aBreak:
 		if len(w.conns) > 0 {
 			c := w.conns[int(a.k)%len(w.conns)]
+			if c.repClosed || c.rep.life != c.repLife {
+				break
+			}
 			c.repClosed = true
 			c.rep.post(evFollowEnded{slot: c.pri.id, session: c.session, joined: c.open})
 		}
