@@ -115,6 +115,9 @@ func TestSwitchUnderLoad(t *testing.T) {
 func switchUnderLoad(t *testing.T, o cluster.Options) {
 	f := newCluster(t, 2, o)
 	f.expect("mount was in use")
+	if o.Witness {
+		f.expect(noise...)
+	}
 	must(t, f.StartPair())
 	r := f.roam(3)
 	rounds := 20

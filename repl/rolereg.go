@@ -153,6 +153,9 @@ func (m *machine) observe(rec Record, found bool) {
 	if found && g.found && rec.Epoch < g.rec.Epoch && rec.Epoch >= g.floor {
 		return // an answer that was overtaken by that to a Swap
 	}
+	if !found && g.found && g.floor == 0 {
+		return // it was read before this slot made the record
+	}
 	if s := m.pending(); found && s != nil && rec.Nonce == s.next.Nonce {
 		m.noteRecord(rec)
 		m.won(s)
