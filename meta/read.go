@@ -85,7 +85,9 @@ func (s *Slot) findNow(id op.ID) (*Inode, error) {
 // are repaired first, and if that is not possible, the error is a *DamagedError.
 // Files that were unlinked while open can be read, too.
 func (s *Slot) ReadAt(ctx context.Context, id op.ID, p []byte, off int64) (int, error) {
-	s.reads.Add(1)
+	if ctx.Value(forSlot{}) == nil {
+		s.reads.Add(1)
+	}
 	for try := 0; ; try++ {
 		if err := s.usable(); err != nil {
 			return 0, fmt.Errorf("read id %d: %w", id, err)
@@ -115,6 +117,13 @@ func (s *Slot) ReadAt(ctx context.Context, id op.ID, p []byte, off int64) (int, 
 		return done, err
 	}
 }
+
+// forSlot marks the context of reads that no user waits for.
+type forSlot struct{}
+
+// ForSlot is a context for reads for another slot: scrub does not make way for
+// them, as it does for users.
+func ForSlot(ctx context.Context) context.Context { return context.WithValue(ctx, forSlot{}, true) }
 
 // errChanged: the content changed while it was being read; look again.
 var errChanged = errors.New("content changed while it was read")

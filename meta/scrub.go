@@ -233,6 +233,7 @@ func (p *pass) one(ctx context.Context, id op.ID, m *mediumReader) error {
 	if e.n == nil {
 		return nil
 	}
+	worked := time.Since(begun) // repairs are rare, and nothing to rest from
 	if !p.opt.Since.IsZero() && time.Unix(0, max(e.n.Mtime, e.n.Ctime)).Before(p.opt.Since) {
 		return nil
 	}
@@ -251,7 +252,7 @@ func (p *pass) one(ctx context.Context, id op.ID, m *mediumReader) error {
 		p.finding(f)
 	}
 	p.tell()
-	return p.pace.rest(ctx, time.Since(begun), e.bytes)
+	return p.pace.rest(ctx, worked, e.bytes)
 }
 
 func (p *pass) count(e *examined) {

@@ -232,7 +232,7 @@ func (r *Member) serveFetch(ctx context.Context, l *link) {
 // sendContent writes an object's content, as verified by the slot. If reading
 // fails in the middle the connection ends without the last piece.
 func (r *Member) sendContent(ctx context.Context, l *link, id op.ID) error {
-	ctx, cancel := context.WithTimeout(context.WithValue(ctx, serving{}, true), fetchIdle)
+	ctx, cancel := context.WithTimeout(context.WithValue(meta.ForSlot(ctx), serving{}, true), fetchIdle)
 	defer cancel()
 	in, err := r.Slot.Inode(id)
 	if err == nil && in.Mode&typeMask != typeRegular {
