@@ -116,8 +116,9 @@
 //
 // A replica's lag is within a window; commits wait for it, too (Log.Lead with
 // the old epoch and one peer more); everything acknowledged before that is
-// durable there; it notes durably that it may join epoch e+1; with a register,
-// Swap; EpochBegin e+1.
+// durable there; it notes durably that it may join epoch e+1, with a register
+// only if its disk has that entry now (what it acknowledged may have been said by
+// a former life of it, on another disk); with a register, Swap; EpochBegin e+1.
 // If that takes too long, and the register has not been asked yet, commits wait
 // for it no more, and it may try again later. A slot with durability "local"
 // never enters. One that has sealed off the primary's epoch, because it was about

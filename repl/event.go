@@ -173,6 +173,10 @@ type (
 		// of is the record's epoch, to which the slot must prove that it belongs;
 		// zero for one that enters the set.
 		of preparation
+		// mark is what a slot that enters must have durably by its own account;
+		// zero for the others. What it acknowledged may have been said by a former
+		// life of it, with another disk.
+		mark op.Pos
 	}
 	effHangUp struct { // end a replica's stream
 		slot op.SlotID

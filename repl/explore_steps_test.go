@@ -237,6 +237,8 @@ func (w *xworld) deliver(q *xmsg) bool {
 			e.err = errors.New("not now")
 		case f.of.Epoch > 0 && !holds(f.of, q.to.hist, q.to.durable, prepared):
 			e.err = errors.New("no proof")
+		case f.mark.Seq > 0 && (q.to.durable < f.mark.Seq || q.to.log[f.mark.Seq-1].chain != f.mark.Chain):
+			e.err = errors.New("it does not reach the mark")
 		default:
 			w.note(q.to, f)
 		}
@@ -357,6 +359,7 @@ func (w *xworld) welcome(c *xconn) {
 	a.heardAt = w.now
 	w.numbers++
 	c.open, c.priLife, c.epoch, c.sent, c.heard, c.number = true, b.life, b.pos().Epoch, seq, w.now, w.numbers
+	b.latest[a.i] = c.number
 	b.post(evJoin{conn: c.number, slot: a.id, node: nameOf(a.id), local: a.local, at: seq})
 }
 

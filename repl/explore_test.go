@@ -166,7 +166,9 @@ func (w *xworld) pass(d time.Duration) {
 		}
 		heard := map[op.SlotID]acks{}
 		for _, c := range w.conns {
-			if c.pri == n && c.open && !c.priGone {
+			// The latest connection of a replica is its sender; an older one, whose
+			// end has not been noticed, is none any more.
+			if c.pri == n && c.open && !c.priGone && c.number == n.latest[c.rep.i] {
 				heard[c.rep.id] = acks{c.acked[0], c.acked[1], c.acked[1], c.heard}
 			}
 		}

@@ -67,7 +67,8 @@ type xnode struct {
 	acks        map[op.SlotID][2]uint64
 	received    uint64
 	mounted     bool
-	waits       []xwait // events that are due when the log has come so far
+	latest      map[int]uint64 // of each replica: the number of its connection
+	waits       []xwait        // events that are due when the log has come so far
 	draining    bool
 	ours        uint64 // acknowledged up to here by this process
 	control     uint64 // and as received
@@ -189,7 +190,7 @@ func (w *xworld) nonce() (n Nonce) {
 func (w *xworld) start(n *xnode) {
 	n.up, n.still = true, false
 	n.life++
-	n.in, n.waits, n.acks = nil, nil, nil
+	n.in, n.waits, n.acks, n.latest = nil, nil, nil, map[int]uint64{}
 	n.leading, n.mounted, n.draining = false, false, false
 	n.durable = uint64(len(n.log))
 	n.committed = min(n.xdisk.committed, n.durable)

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"slotfs/meta/op"
 )
 
 // How the member carries out what the machine wants of the register, and the
@@ -68,6 +70,9 @@ func (r *Member) prepare(f effPrepare) {
 		if f.of.Epoch > 0 {
 			h.Of = &f.of
 		}
+		if f.mark.Seq > 0 {
+			h.Mark = &f.mark
+		}
 		ctx, cancel := context.WithTimeout(ctx, max(r.Timeout, time.Second))
 		defer cancel()
 		w, err := askNode(ctx, p.Addr, r.TLS, h)
@@ -102,6 +107,16 @@ func (r *Member) holds(of preparation) bool {
 	return holds(of, r.hist, r.Log.Durable.Get(), r.notes.Preparations)
 }
 
+// reaches reports whether the entry is in this slot's log for certain, and with
+// it all before.
+func (r *Member) reaches(mark op.Pos) bool {
+	if r.Log.Durable.Get() < mark.Seq {
+		return false
+	}
+	have, err := r.Log.PosAt(mark.Seq)
+	return err == nil && have.Seq == mark.Seq && have.Chain == mark.Chain
+}
+
 // serveNote answers a primary, or a slot about to be, that wants this slot in
 // its next set.
 func (r *Member) serveNote(l *link, h hello) {
@@ -123,6 +138,9 @@ func (r *Member) serveNote(l *link, h hello) {
 		return
 	case h.Of != nil && !r.holds(*h.Of):
 		refuse("the slot on %s cannot prove that it belongs to epoch %d: its disk was emptied or restored from an older state", r.Node, h.Of.Epoch)
+		return
+	case h.Mark != nil && !r.reaches(*h.Mark):
+		refuse("the slot on %s does not have seq %d durably, which it had acknowledged", r.Node, h.Mark.Seq)
 		return
 	}
 	if err := r.notePreparation(*h.Prepare); err != nil {

@@ -103,6 +103,7 @@ type peer struct {
 	entry    entryStage
 	entryAt  time.Time
 	mark     uint64    // entryRequired: what must be durable there
+	markPos  op.Pos    // the same
 	again    time.Time // no new attempt at re-entry before this
 	backoff  time.Duration
 	why      string // why it is lost; empty if it is not

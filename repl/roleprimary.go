@@ -193,7 +193,7 @@ func (m *machine) reenter(p *peer) bool {
 			return false
 		}
 		// 2. Every new barrier also waits for it.
-		p.entry, p.entryAt, p.mark = entryRequired, m.now, m.v.last.Seq
+		p.entry, p.entryAt, p.mark, p.markPos = entryRequired, m.now, m.v.last.Seq, m.v.last
 		p.target, p.targetAt = m.v.last.Seq, m.now
 		m.require()
 	case entryRequired:

@@ -253,6 +253,9 @@ func (m *machine) prepareAll(epoch uint64, members []op.SlotID, enters op.SlotID
 		if s != enters && s != m.self && m.reg.found {
 			e.of = preparation{m.reg.rec.Epoch, m.reg.rec.Nonce}
 		}
+		if s == enters {
+			e.mark = m.peer(s).markPos
+		}
 		m.do(e)
 	}
 	return p

@@ -50,6 +50,8 @@ type hello struct {
 	Prepare *preparation `json:"prepare,omitempty"`
 	// Of is the epoch to which it must prove that it belongs, then.
 	Of *preparation `json:"of,omitempty"`
+	// Mark is the entry that it must have, durably, then.
+	Mark *op.Pos `json:"mark,omitempty"`
 }
 
 // welcome grants what a hello asked for.
