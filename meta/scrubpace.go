@@ -8,7 +8,8 @@ import (
 
 // pacer keeps scrub out of the way of users and below a rate.
 //
-// Whenever users did something since the last look, it makes scrub rest for a
+// While users did something in the last moment (not: since the last look, or a
+// scrub that slows them down would take them for idle), it makes scrub rest for a
 // multiple of the time that it just worked; the multiple doubles as long as
 // they go on, and halves when they don't. So a scrub on an idle slot goes at full
 // speed, and on a busy one it takes a small share and still gets on.
@@ -21,11 +22,13 @@ type pacer struct {
 
 	mu       sync.Mutex
 	seen     uint64    // of users
+	active   time.Time // when users last did something
 	multiple float64   // of the time worked, to rest
 	next     time.Time // when the rate lets more bytes through
 }
 
 const (
+	usersGone  = 100 * time.Millisecond // without a sign of users they count as gone
 	restMost   = 50.0                   // of a busy slot the workers together take about one part in 17
 	restLimit  = 500 * time.Millisecond // a rest is not longer
 	rateBurst  = 100 * time.Millisecond // what was not used for so long may be made up for
@@ -58,8 +61,11 @@ func (p *pacer) rest(ctx context.Context, worked time.Duration, bytes int64) err
 func (p *pacer) due(worked time.Duration, bytes int64) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	now := p.now()
 	if u := p.users(); u != p.seen {
-		p.seen = u
+		p.seen, p.active = u, now
+	}
+	if now.Sub(p.active) < usersGone {
 		p.multiple = min(max(1, p.multiple*2), p.most)
 	} else if p.multiple /= 2; p.multiple < 0.5 {
 		p.multiple = 0
@@ -68,7 +74,6 @@ func (p *pacer) due(worked time.Duration, bytes int64) time.Duration {
 	if p.rate <= 0 {
 		return d
 	}
-	now := p.now()
 	if p.next.Before(now.Add(-rateBurst)) {
 		p.next = now.Add(-rateBurst)
 	}

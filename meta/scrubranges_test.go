@@ -104,6 +104,10 @@ func TestPacer(t *testing.T) {
 	if d := p.due(time.Hour, 0); d != restLimit {
 		t.Errorf("at most: %v", d)
 	}
+	if d := p.due(time.Millisecond, 0); d != restMost*time.Millisecond {
+		t.Errorf("between two signs of users: %v", d)
+	}
+	now = now.Add(usersGone)
 	for range 10 {
 		rest = p.due(time.Millisecond, 0)
 	}
