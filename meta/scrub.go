@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"slotfs/meta/ledger"
@@ -176,9 +177,11 @@ func (p *pass) runIDs(ctx context.Context, from, to op.ID) error {
 	return nil
 }
 
-// batch looks at some objects, several at a time.
+// batch looks at some objects, several at a time. The workers take the next one
+// by themselves: handing it to a goroutine that is bound to its thread would cost
+// a change of threads each time.
 func (p *pass) batch(ctx context.Context, ids []op.ID) error {
-	work := make(chan op.ID)
+	var next atomic.Int64
 	errs := make(chan error, scrubWorkers)
 	bctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -186,35 +189,27 @@ func (p *pass) batch(ctx context.Context, ids []op.ID) error {
 		go func() {
 			stepBack()
 			m := newMediumReader()
-			for id := range work {
-				if err := p.one(bctx, id, m); err != nil {
+			for {
+				i := next.Add(1) - 1
+				if i >= int64(len(ids)) {
+					errs <- nil
+					return
+				}
+				if err := p.one(bctx, ids[i], m); err != nil {
 					cancel()
 					errs <- err
 					return
 				}
 			}
-			errs <- nil
 		}()
 	}
-feed:
-	for _, id := range ids {
-		select {
-		case work <- id:
-		case <-bctx.Done():
-			break feed
-		}
-	}
-	close(work)
 	var first error
 	for range scrubWorkers {
 		if err := <-errs; err != nil && (first == nil || errors.Is(first, context.Canceled)) {
 			first = err
 		}
 	}
-	if first == nil {
-		first = ctx.Err()
-	}
-	return first
+	return errors.Join(first, ctx.Err())
 }
 
 // one looks at one object, and mends it.
