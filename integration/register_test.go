@@ -394,11 +394,14 @@ func TestRegisterIntroduced(t *testing.T) {
 	endpoint := external(t)
 	f := newCluster(t, 2, cluster.Options{Timeout: 25 * time.Second})
 	f.expect(noise...)
+	f.expect(provoked...)
 	f.expect("slotfs register restore")
 	n1, n2 := f.Nodes[0], f.Nodes[1]
 	must(t, f.StartPair())
 	f.deliver(n1, "ann")
-	must(t, f.Stop())
+	// The primary first: it must not have gone on alone.
+	must(t, n1.Kill())
+	must(t, n2.Stop())
 	for _, n := range f.Nodes {
 		must(t, n.Edit(`mode = "none"`, endpoint))
 	}
