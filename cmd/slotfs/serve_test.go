@@ -314,6 +314,10 @@ func TestMountTakenAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "mounted again", func() bool {
+		// The mount is there a moment before it is in its final place.
+		if strings.Count(n.log(), "msg=mounted ") < 2 {
+			return false
+		}
 		b, err := os.ReadFile(filepath.Join(mnt, "alice/Maildir/new/one"))
 		return err == nil && string(b) == "one"
 	})
