@@ -55,7 +55,8 @@ type ScrubProgress struct {
 // Clean reports whether nothing was found.
 func (p *ScrubProgress) Clean() bool { return len(p.Found) == 0 }
 
-// ScrubReport is told of a scrub while it goes on; either may be nil.
+// ScrubReport is told of a scrub while it goes on, one thing at a time; either
+// may be nil.
 type ScrubReport struct {
 	Progress func(ScrubProgress) // several times a second
 	Finding  func(ScrubFinding)
@@ -79,6 +80,8 @@ type pass struct {
 	report ScrubReport
 	pace   *pacer
 	full   bool // of everything: counts for the cycle
+
+	telling sync.Mutex // held while report is told something; before mu
 
 	mu   sync.Mutex // guards what follows
 	p    ScrubProgress
@@ -334,6 +337,8 @@ func (p *pass) finding(f ScrubFinding) {
 	p.mu.Unlock()
 	p.s.scrub.found(f.Kind)
 	if p.report.Finding != nil {
+		p.telling.Lock() // the workers find things at one time
+		defer p.telling.Unlock()
 		p.report.Finding(f)
 	}
 }
@@ -352,6 +357,8 @@ func (p *pass) tell() {
 	}
 	p.mu.Unlock()
 	if due {
+		p.telling.Lock()
+		defer p.telling.Unlock()
 		p.report.Progress(p.progress())
 	}
 }
