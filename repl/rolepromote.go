@@ -289,6 +289,7 @@ func (m *machine) begin() {
 		// Members get the time to find out who is primary.
 		p.joined, p.left, p.refused = false, m.now.Add(m.timeout), time.Time{}
 		p.entry, p.again, p.backoff = entryNone, time.Time{}, 0
+		p.acks = acks{} // what was heard when this slot led before means nothing
 	}
 	m.doing = fmt.Sprintf("beginning epoch %d", m.epoch)
 	m.do(begin)
