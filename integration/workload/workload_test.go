@@ -19,20 +19,31 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// run lets writers work for a while.
-func run(t *testing.T, root string, writers []*workload.Writer, d time.Duration) {
+// run lets each writer take that many more steps, or a few more. Steps, not
+// time: how many fit into a moment is the machine's business.
+func run(t *testing.T, root string, writers []*workload.Writer, steps uint64) {
 	t.Helper()
-	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	for _, w := range writers {
+		stop, ended := make(chan struct{}), make(chan struct{})
+		goal := w.Done() + steps
 		wg.Go(func() {
+			defer close(ended)
 			if err := w.Run(root, stop); err != nil {
 				t.Error(err)
 			}
 		})
+		wg.Go(func() {
+			defer close(stop)
+			for tick := time.Tick(time.Millisecond); w.Done() < goal; {
+				select {
+				case <-tick:
+				case <-ended:
+					return
+				}
+			}
+		})
 	}
-	time.Sleep(d)
-	close(stop)
 	wg.Wait()
 }
 
@@ -40,7 +51,7 @@ func TestNoCrashNoLoss(t *testing.T) {
 	root := t.TempDir()
 	writers := []*workload.Writer{workload.New("a", 1), workload.New("b", 2)}
 	for range 5 {
-		run(t, root, writers, 100*time.Millisecond)
+		run(t, root, writers, 50)
 		var outcomes []workload.Outcome
 		for _, w := range writers {
 			o, err := w.Verify(root, workload.Answered)
@@ -66,7 +77,7 @@ func TestDamageIsSeen(t *testing.T) {
 	} {
 		root := t.TempDir()
 		w := workload.New("a", 1)
-		run(t, root, []*workload.Writer{w}, 100*time.Millisecond)
+		run(t, root, []*workload.Writer{w}, 100)
 		if err := harm(filepath.Join(root, "a")); err != nil {
 			t.Fatal(err)
 		}
@@ -108,7 +119,7 @@ func TestBareExt4IsFoundOut(t *testing.T) {
 		if err := os.Mkdir(root, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		run(t, root, []*workload.Writer{w}, 100*time.Millisecond)
+		run(t, root, []*workload.Writer{w}, 50)
 		disk.Freeze()
 		if _, err := disk.Lose(rng); err != nil {
 			t.Fatal(err)
