@@ -1,13 +1,8 @@
 package repl
 
 import (
-	"bytes"
 	"context"
-	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
@@ -43,35 +38,7 @@ func TestChaos(t *testing.T) {
 	w.inSync(a, b)
 
 	both := []*node{a, b}
-	acked := map[string][]byte{}
-	ctx, cancel := context.WithCancel(context.Background())
-	var mu sync.Mutex
-	var wg sync.WaitGroup
-	for i := range 3 {
-		wrng := rand.New(rand.NewPCG(seed, uint64(i+1)))
-		wg.Go(func() {
-			for k := 0; ctx.Err() == nil; k++ {
-				for _, n := range both {
-					if !n.hooks.isMounted() {
-						continue
-					}
-					data := make([]byte, wrng.IntN(8000))
-					for j := range data {
-						data[j] = byte(wrng.Uint32())
-					}
-					name := fmt.Sprintf("%d-%d-%s", i, k, n.name)
-					c, stop := context.WithTimeout(ctx, 2*time.Second)
-					if n.put(c, name, data) == nil {
-						mu.Lock()
-						acked[name] = data
-						mu.Unlock()
-					}
-					stop()
-				}
-				time.Sleep(time.Millisecond) // leave the two cores to the nodes
-			}
-		})
-	}
+	mail := arrive(seed, both, 2*time.Second)
 	rounds := 10
 	if testing.Short() {
 		rounds = 3
@@ -111,20 +78,12 @@ func TestChaos(t *testing.T) {
 		}
 		w.inSync(a, b)
 	}
-	cancel()
-	wg.Wait()
+	mail.end()
 	w.inSync(a, b)
 	if _, err := a.mkdir("the end"); err != nil {
 		t.Fatal(err)
 	}
 	w.equal(a, b)
-	for name, data := range acked {
-		for _, n := range both {
-			got, err := os.ReadFile(filepath.Join(n.dir, "tree", name))
-			if err != nil || !bytes.Equal(got, data) {
-				t.Errorf("acknowledged message %s on %s: %d bytes, %v", name, n.name, len(got), err)
-			}
-		}
-	}
-	t.Logf("%d messages acknowledged, epoch %d", len(acked), a.m.State().Epoch)
+	mail.check(t, both)
+	t.Logf("%d messages acknowledged, epoch %d", len(mail.acked), a.m.State().Epoch)
 }

@@ -1,14 +1,9 @@
 package repl
 
 import (
-	"bytes"
-	"context"
-	"fmt"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"strconv"
-	"sync"
 	"testing"
 	"time"
 )
@@ -53,35 +48,7 @@ func TestChaosRegister(t *testing.T) {
 	w.promote(nodes[0], PromoteOptions{})
 	w.settled(nodes)
 
-	acked := map[string][]byte{}
-	ctx, cancel := context.WithCancel(context.Background())
-	var mu sync.Mutex
-	var wg sync.WaitGroup
-	for i := range 3 {
-		wrng := rand.New(rand.NewPCG(seed, uint64(i+1)))
-		wg.Go(func() {
-			for k := 0; ctx.Err() == nil; k++ {
-				for _, n := range nodes {
-					if !n.hooks.isMounted() {
-						continue
-					}
-					data := make([]byte, wrng.IntN(6000))
-					for j := range data {
-						data[j] = byte(wrng.Uint32())
-					}
-					name := fmt.Sprintf("%d-%d-%s", i, k, n.name)
-					c, stop := context.WithTimeout(ctx, time.Second)
-					if n.put(c, name, data) == nil {
-						mu.Lock()
-						acked[name] = data
-						mu.Unlock()
-					}
-					stop()
-				}
-				time.Sleep(time.Millisecond) // leave the two cores to the nodes
-			}
-		})
-	}
+	mail := arrive(seed, nodes, time.Second)
 	rounds := 10
 	if testing.Short() {
 		rounds = 3
@@ -149,8 +116,7 @@ func TestChaosRegister(t *testing.T) {
 			}
 		}
 	}
-	cancel()
-	wg.Wait()
+	mail.end()
 	// The last trouble may not have been noticed yet when all looks well.
 	var p *node
 	w.wait("the end to be written", func() bool {
@@ -164,13 +130,6 @@ func TestChaosRegister(t *testing.T) {
 			w.equal(p, n)
 		}
 	}
-	for name, data := range acked {
-		for _, n := range nodes {
-			got, err := os.ReadFile(filepath.Join(n.dir, "tree", name))
-			if err != nil || !bytes.Equal(got, data) {
-				t.Errorf("acknowledged message %s on %s: %d bytes, %v", name, n.name, len(got), err)
-			}
-		}
-	}
-	t.Logf("%d messages acknowledged, epoch %d", len(acked), p.m.State().Epoch)
+	mail.check(t, nodes)
+	t.Logf("%d messages acknowledged, epoch %d", len(mail.acked), p.m.State().Epoch)
 }

@@ -3,7 +3,6 @@ package repl
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -350,30 +349,19 @@ func (r *Member) mendDifferences(ctx context.Context, s *meta.Slot, c *comparing
 func (r *Member) serveCompare(ctx context.Context, l *link) {
 	l.deadline(fetchIdle)
 	s, ok := r.Slot.(*meta.Slot)
-	if !ok || l.sendJSON(frameWelcome, welcome{Protocol: Protocol, Node: r.Node, StoreID: r.storeID(), Slot: r.ID}) != nil {
+	if !ok || l.sendJSON(frameWelcome, r.identity()) != nil {
 		return
 	}
 	v := &comparer{r: r, s: s}
 	defer v.close()
-	for {
-		l.deadline(compareIdle)
-		f, err := l.next()
-		if err != nil {
-			return
-		}
-		var q compareRequest
-		if f.typ != frameRequest || json.Unmarshal(f.body, &q) != nil {
-			l.turnAway(CodeProtocol, "not a question about a comparison")
-			return
-		}
-		a, err := v.answer(ctx, q)
+	questions(l, compareIdle, func(q *compareRequest) error {
+		a, err := v.answer(ctx, *q)
 		if err != nil {
 			a = &compareReply{None: CodeFailed, Why: err.Error()}
 		}
-		if l.sendJSON(frameReply, a) != nil {
-			return
-		}
-	}
+		l.deadline(fetchIdle)
+		return l.sendJSON(frameReply, a)
+	})
 }
 
 // comparer is the answering side.

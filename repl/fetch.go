@@ -2,7 +2,6 @@ package repl
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -129,30 +128,6 @@ func verifySum(b []byte, want op.Sum) error {
 	return nil
 }
 
-// connect opens a connection for questions.
-func (r *Member) connect(ctx context.Context, p PeerSlot, f purpose) (*link, welcome, error) {
-	var w welcome
-	l, err := dial(ctx, p.Addr, r.TLS)
-	if err != nil {
-		return nil, w, err
-	}
-	l.deadline(fetchIdle)
-	if err = l.sendJSON(frameHello, r.hello(f)); err == nil {
-		err = noEOF(l.expect(frameWelcome, &w))
-	}
-	if err == nil && w.Slot != p.Slot {
-		err = fmt.Errorf("slot %s answers for %s", w.Slot, p.Slot)
-	}
-	if err == nil && !r.storeID().IsZero() && w.StoreID != r.storeID() {
-		err = &PeerError{p.Node, CodeStoreID, "another store of the same name"}
-	}
-	if err != nil {
-		l.close()
-		return nil, w, err
-	}
-	return l, w, nil
-}
-
 // contentReader reads the content frames of one object.
 type contentReader struct {
 	l     *link
@@ -200,33 +175,25 @@ func noEOF(err error) error {
 	return err
 }
 
-// serveFetch answers questions for content until the asker hangs up.
+// serveFetch answers questions for content and for entries of the log.
 func (r *Member) serveFetch(ctx context.Context, l *link) {
 	l.deadline(fetchIdle)
-	if l.sendJSON(frameWelcome, welcome{Protocol: Protocol, Node: r.Node, StoreID: r.storeID(), Slot: r.ID}) != nil {
+	if l.sendJSON(frameWelcome, r.identity()) != nil {
 		return
 	}
-	for {
-		l.deadline(fetchIdle)
-		f, err := l.next()
-		if err != nil {
-			return
-		}
-		var q request
-		if f.typ == frameRequest && json.Unmarshal(f.body, &q) == nil && q.Log != nil {
-			if r.sendLog(l, *q.Log) != nil {
-				return
-			}
-			continue
-		}
-		if f.typ != frameRequest || json.Unmarshal(f.body, &q) != nil || q.Content == 0 {
+	questions(l, fetchIdle, func(q *request) error {
+		switch {
+		case q.Log != nil:
+			return r.sendLog(l, *q.Log)
+		case q.Content == 0:
 			l.turnAway(CodeProtocol, "not a request for content")
-			return
+			return ErrWire
 		}
-		if r.sendContent(ctx, l, q.Content) != nil || l.flush() != nil {
-			return
+		if err := r.sendContent(ctx, l, q.Content); err != nil {
+			return err
 		}
-	}
+		return l.flush()
+	})
 }
 
 // sendContent writes an object's content, as verified by the slot. If reading

@@ -3,7 +3,6 @@ package repl
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"slotfs/meta/op"
 )
@@ -23,29 +22,15 @@ type handoverReply struct {
 func (r *Member) handOver(ctx context.Context, slot op.SlotID) error {
 	ctx, cancel := context.WithTimeout(ctx, handoverTimeout)
 	defer cancel()
-	p, ok := r.address(slot)
-	if !ok {
-		return fmt.Errorf("no address of slot %s", slot)
-	}
-	l, err := dial(ctx, p.Addr, r.TLS)
+	h := r.hello(forHandover)
+	h.Leading = false // as of now; what the log said may be a moment old
+	l, _, err := r.openSlot(ctx, slot, h)
 	if err != nil {
 		return err
 	}
 	defer l.close()
 	defer l.closeOn(ctx)()
 	l.deadline(handoverTimeout)
-	h := r.hello(forHandover)
-	h.Leading = false // as of now; what the log said may be a moment old
-	if err := l.sendJSON(frameHello, h); err != nil {
-		return err
-	}
-	var w welcome
-	if err := l.expect(frameWelcome, &w); err != nil {
-		return noEOF(err)
-	}
-	if w.Slot != slot {
-		return fmt.Errorf("slot %s answers for %s", w.Slot, slot)
-	}
 	var a handoverReply
 	if err := l.expect(frameReply, &a); err != nil {
 		return noEOF(err)
@@ -67,7 +52,7 @@ func (r *Member) serveHandover(ctx context.Context, l *link, h hello) {
 		return
 	}
 	r.heardOf(h) // it does not lead any more
-	if l.sendJSON(frameWelcome, welcome{Protocol: Protocol, Node: r.Node, StoreID: r.storeID(), Slot: r.ID}) != nil {
+	if l.sendJSON(frameWelcome, r.identity()) != nil {
 		return
 	}
 	var a handoverReply

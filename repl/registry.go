@@ -149,7 +149,7 @@ func (r *Member) serveNote(l *link, h hello) {
 		return
 	}
 	l.deadline(handshakeTimeout)
-	if l.sendJSON(frameWelcome, welcome{Protocol: Protocol, Node: r.Node, StoreID: r.storeID(), Slot: r.ID}) == nil {
+	if l.sendJSON(frameWelcome, r.identity()) == nil {
 		_, _ = l.next() // until the asker hangs up
 	}
 }

@@ -2,7 +2,6 @@ package repl
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -338,35 +337,27 @@ func (r *Member) serveRescue(ctx context.Context, l *link, h hello) {
 		l.turnAway(CodeStoreID, "another store of the same name")
 		return
 	}
-	if l.sendJSON(frameWelcome, welcome{Protocol: Protocol, Node: r.Node, StoreID: r.storeID(), Slot: r.ID}) != nil {
+	if l.sendJSON(frameWelcome, r.identity()) != nil {
 		return
 	}
-	for {
-		l.deadline(fetchIdle)
-		f, err := l.next()
-		if err != nil {
-			return
-		}
-		var q request
-		if f.typ != frameRequest || json.Unmarshal(f.body, &q) != nil || q.Rescue == nil {
+	questions(l, fetchIdle, func(q *request) error {
+		if q.Rescue == nil {
 			l.turnAway(CodeProtocol, "not a message of a lost branch")
-			return
+			return ErrWire
 		}
 		content, err := l.offered(q.Rescue)
 		if err != nil {
 			r.fail(fmt.Errorf("message of a lost branch from %s: %w", h.Node, err))
 			l.turnAway(CodeProtocol, err.Error())
-			return
+			return err
 		}
 		var a rescueReply
 		if a.Decision, err = r.Deliverer.Deliver(ctx, q.Rescue, content); err != nil {
 			a.Error = err.Error()
 		}
 		l.deadline(fetchIdle)
-		if l.sendJSON(frameReply, a) != nil {
-			return
-		}
-	}
+		return l.sendJSON(frameReply, a)
+	})
 }
 
 // offered reads the content of an offer, and verifies it.

@@ -2,7 +2,6 @@ package repl
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 
 	"slotfs/meta"
@@ -88,31 +87,22 @@ func (r *Member) serveResync(ctx context.Context, l *link, h hello) {
 	r.tell(false, fmt.Sprintf("%s is resynced from here, from seq %d", h.Node, sn.Pos().Seq))
 	l.deadline(fetchIdle)
 	st := sn.State()
-	w := welcome{Protocol: Protocol, Node: r.Node, StoreID: r.storeID(), Slot: r.ID, Common: op.Pos{Seq: seq}, Last: sn.Pos(), History: hist.until(sn.Pos().Seq), Snapshot: &st, Rescued: s.RescuedCount()}
+	w := r.identity()
+	w.Common, w.Last, w.History, w.Snapshot, w.Rescued = op.Pos{Seq: seq}, sn.Pos(), hist.until(sn.Pos().Seq), &st, s.RescuedCount()
 	if l.sendJSON(frameWelcome, w) != nil {
 		return
 	}
-	for {
-		l.deadline(fetchIdle)
-		f, err := l.next()
+	questions(l, fetchIdle, func(q *request) error {
+		err := r.answerResync(ctx, l, sn, q)
 		if err != nil {
-			return
-		}
-		var q request
-		if f.typ != frameRequest || json.Unmarshal(f.body, &q) != nil {
-			l.turnAway(CodeProtocol, "not a request")
-			return
-		}
-		l.deadline(fetchIdle)
-		if err := r.answerResync(ctx, l, sn, q); err != nil {
 			r.fail(fmt.Errorf("resync of %s: %w", h.Node, err))
 			l.turnAway(CodeFailed, err.Error())
-			return
 		}
-	}
+		return err
+	})
 }
 
-func (r *Member) answerResync(ctx context.Context, l *link, sn *meta.Snapshot, q request) error {
+func (r *Member) answerResync(ctx context.Context, l *link, sn *meta.Snapshot, q *request) error {
 	switch {
 	case len(q.Digests) > 0:
 		var a digestReply

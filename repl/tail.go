@@ -30,7 +30,9 @@ func (r *Member) serveTail(ctx context.Context, l *link, h hello) {
 	}
 	l.deadline(fetchIdle)
 	last := r.Log.Last()
-	if l.sendJSON(frameWelcome, welcome{Protocol: Protocol, Node: r.Node, StoreID: r.storeID(), Slot: r.ID, Common: pos, Last: last, History: hist}) != nil {
+	w := r.identity()
+	w.Common, w.Last, w.History = pos, last, hist
+	if l.sendJSON(frameWelcome, w) != nil {
 		return
 	}
 	for next := pos.Seq + 1; next <= last.Seq; {
@@ -52,27 +54,15 @@ func (r *Member) serveTail(ctx context.Context, l *link, h hello) {
 // fetchTail gets what a member of the in-sync set has after this slot's last
 // entry. The epoch about to begin is above every seal.
 func (r *Member) fetchTail(ctx context.Context, slot op.SlotID) error {
-	p, ok := r.address(slot)
-	if !ok {
-		return fmt.Errorf("no address of slot %s", slot)
-	}
-	l, err := dial(ctx, p.Addr, r.TLS)
+	h := r.hello(forTail)
+	l, w, err := r.openSlot(ctx, slot, h)
 	if err != nil {
 		return err
 	}
 	defer l.close()
 	defer l.closeOn(ctx)()
-	h := r.hello(forTail)
-	l.deadline(fetchIdle)
-	if err := l.sendJSON(frameHello, h); err != nil {
-		return err
-	}
-	var w welcome
-	if err := l.expect(frameWelcome, &w); err != nil {
-		return err
-	}
-	if w.StoreID != r.storeID() || w.Slot != slot {
-		return &PeerError{p.Node, CodeStoreID, "another slot answers"}
+	if w.StoreID != r.storeID() {
+		return &PeerError{w.Node, CodeStoreID, "another slot answers"}
 	}
 	if w.Common != h.Last {
 		return fmt.Errorf("%w: tail from %s, this log ends at %s", ErrWire, w.Common, h.Last)
@@ -94,7 +84,7 @@ func (r *Member) fetchTail(ctx context.Context, slot op.SlotID) error {
 			if got := r.Log.Last(); len(f.body) != marksSize || got.Seq != binary.BigEndian.Uint64(f.body) {
 				return fmt.Errorf("%w: tail ends at seq %d", ErrWire, got.Seq)
 			}
-			r.logger.Info("fetched a tail", keyPeer, p.Node, "from", h.Last.Seq, "to", r.Log.Last().Seq)
+			r.logger.Info("fetched a tail", keyPeer, w.Node, "from", h.Last.Seq, "to", r.Log.Last().Seq)
 			return nil
 		case f.typ != frameEntries:
 			return fmt.Errorf("%w: type %d within a tail", ErrWire, f.typ)
