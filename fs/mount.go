@@ -195,6 +195,12 @@ func clearMountPoint(dir string, log *slog.Logger) error {
 		}
 		break
 	}
+	return checkEmpty(dir, "mail delivered there while nothing was mounted? move it away, or choose an empty directory")
+}
+
+// checkEmpty says what is wrong with a directory that should be empty, and what
+// to do about what is in it.
+func checkEmpty(dir, remedy string) error {
 	st, err := os.Stat(dir)
 	if err != nil {
 		return &MountError{dir, errors.Unwrap(err), "", "make the directory"}
@@ -207,8 +213,7 @@ func clearMountPoint(dir string, log *slog.Logger) error {
 		return &MountError{dir, errors.Unwrap(err), "", ""}
 	}
 	if len(list) > 0 {
-		return &MountError{dir, ErrNotEmpty, "it has " + strconv.Quote(list[0].Name()),
-			"mail delivered there while nothing was mounted? move it away, or choose an empty directory"}
+		return &MountError{dir, ErrNotEmpty, "it has " + strconv.Quote(list[0].Name()), remedy}
 	}
 	return nil
 }
@@ -324,19 +329,5 @@ func Mountable(dir string) error {
 		}
 		return &MountError{dir, ErrMounted, mounted, "unmount it, or choose another directory"}
 	}
-	st, err := os.Stat(dir)
-	if err != nil {
-		return &MountError{dir, errors.Unwrap(err), "", "make the directory"}
-	}
-	if !st.IsDir() {
-		return &MountError{dir, ErrNotDir, "", "choose a directory"}
-	}
-	list, err := os.ReadDir(dir)
-	if err != nil {
-		return &MountError{dir, errors.Unwrap(err), "", ""}
-	}
-	if len(list) > 0 {
-		return &MountError{dir, ErrNotEmpty, "it has " + strconv.Quote(list[0].Name()), "move it away"}
-	}
-	return nil
+	return checkEmpty(dir, "move it away")
 }
