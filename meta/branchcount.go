@@ -1,7 +1,6 @@
 package meta
 
 import (
-	"fmt"
 	"strings"
 
 	"slotfs/meta/op"
@@ -10,47 +9,40 @@ import (
 // countChanges counts what the branch did to what both histories have.
 func (s *Slot) countChanges(b *Branch, t *tail) error {
 	c := &b.Changes
-	for next := b.LogFrom; next != 0 && next <= b.Last.Seq; {
-		list, err := s.Log.Read(next, batchBytes)
-		if err != nil {
-			return fmt.Errorf("read log at %d: %w", next, err)
-		}
-		if len(list) == 0 {
-			return nil
-		}
-		for _, e := range list {
-			next = e.Seq + 1
-			b.notePlaces(t, e.Op)
-			switch o := e.Op.(type) {
-			case *op.Mkdir:
-				c.Mailboxes++
-			case *op.Create, *op.Write, *op.Truncate, *op.Fallocate:
+	if b.LogFrom == 0 {
+		return nil
+	}
+	return eachEntry(s.Log, b.LogFrom, b.Last.Seq, func(e *op.Entry) error {
+		b.notePlaces(t, e.Op)
+		switch o := e.Op.(type) {
+		case *op.Mkdir:
+			c.Mailboxes++
+		case *op.Create, *op.Write, *op.Truncate, *op.Fallocate:
+			c.Control++
+		case *op.Put:
+			if !o.Sealed {
 				c.Control++
-			case *op.Put:
-				if !o.Sealed {
-					c.Control++
-				}
-			case *op.Link:
-				if uint64(o.ID) <= b.Fork {
-					c.Moved++
-				}
-			case *op.Rename:
-				s.countRename(c, b, t, o)
-			case *op.Unlink:
-				n, err := t.x.inode(o.ID)
-				switch {
-				case uint64(o.ID) > b.Fork:
-				case err == nil && n.IsDir():
-					c.Mailboxes++
-				case s.isMessage(t.x, o.Parent, o.Name):
-					c.Removed++
-				default:
-					c.Control++
-				}
+			}
+		case *op.Link:
+			if uint64(o.ID) <= b.Fork {
+				c.Moved++
+			}
+		case *op.Rename:
+			s.countRename(c, b, t, o)
+		case *op.Unlink:
+			n, err := t.x.inode(o.ID)
+			switch {
+			case uint64(o.ID) > b.Fork:
+			case err == nil && n.IsDir():
+				c.Mailboxes++
+			case s.isMessage(t.x, o.Parent, o.Name):
+				c.Removed++
+			default:
+				c.Control++
 			}
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // notePlaces notes where the directories are that o names.

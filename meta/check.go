@@ -184,8 +184,7 @@ func (s *Slot) repairTree() (*ReconcileReport, error) {
 	defer start()
 	s.tree.mu.Lock()
 	defer s.tree.mu.Unlock()
-	s.tree.dirs.forgetAll()
-	s.tree.files.forgetAll()
+	s.tree.forget()
 	seq := s.ix.current().Pos.Seq
 	r := newReconciler(s.dir, s.ix, s.Log, newTrail(seq, seq))
 	r.full, r.note, r.hold = true, s.noteEvent, s.opt.hold
@@ -193,8 +192,7 @@ func (s *Slot) repairTree() (*ReconcileReport, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.tree.dirs.forgetAll()
-	s.tree.files.forgetAll()
+	s.tree.forget()
 	return report, syncTree(s.dir)
 }
 

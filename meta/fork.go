@@ -178,42 +178,31 @@ func (s *Slot) tryTail(ctx context.Context) (*tail, error) {
 }
 
 func (s *Slot) applyTail(ctx context.Context, t *tail) error {
-	last := s.Log.Last().Seq
 	heads := map[uint64]string{} // stage: Message-ID of its first chunk
-	for next := t.x.state.Pos.Seq + 1; next <= last; {
+	return eachEntry(s.Log, t.x.state.Pos.Seq+1, s.Log.Last().Seq, func(e *op.Entry) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		list, err := s.Log.Read(next, batchBytes)
-		if err != nil {
-			return fmt.Errorf("read log at %d: %w", next, err)
+		if _, err := t.x.apply(e); err != nil {
+			return err
 		}
-		if len(list) == 0 {
-			return nil
-		}
-		for _, e := range list {
-			if _, err := t.x.apply(e); err != nil {
-				return err
+		switch o := e.Op.(type) {
+		case *op.Chunk:
+			if o.Off == 0 {
+				heads[stageOf(o, e.Seq)] = printableID(MessageID(o.Data))
 			}
-			switch o := e.Op.(type) {
-			case *op.Chunk:
-				if o.Off == 0 {
-					heads[stageOf(o, e.Seq)] = printableID(MessageID(o.Data))
-				}
-			case *op.Put:
-				id := heads[o.Stage]
-				if o.Stage == 0 {
-					id = printableID(MessageID(o.Data))
-				}
-				if o.Sealed {
-					t.messageIDs[op.ID(e.Seq)] = id
-				}
-				delete(heads, o.Stage)
+		case *op.Put:
+			id := heads[o.Stage]
+			if o.Stage == 0 {
+				id = printableID(MessageID(o.Data))
 			}
-			next = e.Seq + 1
+			if o.Sealed {
+				t.messageIDs[op.ID(e.Seq)] = id
+			}
+			delete(heads, o.Stage)
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // dirPath is path for directories, with a memory.

@@ -101,15 +101,13 @@ func (s *Slot) rebuildInto(made *index, applied uint64) (*ReconcileReport, error
 	}
 	s.tree.mu.Lock()
 	defer s.tree.mu.Unlock()
-	s.tree.dirs.forgetAll()
-	s.tree.files.forgetAll()
+	s.tree.forget()
 	v := &recovery{data: s.dir, ix: made, log: s.Log, last: last, committed: last, note: s.noteEvent, hold: s.opt.hold, ahead: s.CompleteFrom()}
 	report, err := v.finish(t, false)
 	if err != nil {
 		return nil, err
 	}
-	s.tree.dirs.forgetAll()
-	s.tree.files.forgetAll()
+	s.tree.forget()
 	clear(s.tree.late)
 	s.ix.swap(made)
 	return report, nil

@@ -157,8 +157,7 @@ func (s *Slot) rebuild(cause error) error {
 		s.ix = nil
 	}
 	if s.tree != nil {
-		s.tree.dirs.forgetAll()
-		s.tree.files.forgetAll()
+		s.tree.forget()
 	}
 	begun := time.Now()
 	if err := s.setIndexAside(cause, again); err != nil {

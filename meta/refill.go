@@ -106,8 +106,7 @@ func (s *Slot) prepareRefill(r *resyncing, t ResyncTarget) error {
 func (s *Slot) reopenTree() error {
 	s.tree.mu.Lock()
 	defer s.tree.mu.Unlock()
-	s.tree.dirs.forgetAll()
-	s.tree.files.forgetAll()
+	s.tree.forget()
 	clear(s.tree.late)
 	for name, h := range s.tree.bases() {
 		path := filepath.Join(s.dir, name)

@@ -188,8 +188,7 @@ func (x *index) sweep(reached map[op.ID]struct{}) error {
 
 // finishResync makes tree and log follow the index. It can be repeated.
 func (s *Slot) finishResync(r *resyncing) error {
-	s.tree.dirs.forgetAll()
-	s.tree.files.forgetAll()
+	s.tree.forget()
 	pos := r.Target.Pos
 	t := newTrail(pos.Seq, pos.Seq)
 	var gone []op.ID
@@ -214,8 +213,7 @@ func (s *Slot) finishResync(r *resyncing) error {
 	if err := syncTree(s.dir); err != nil {
 		return err
 	}
-	s.tree.dirs.forgetAll()
-	s.tree.files.forgetAll()
+	s.tree.forget()
 	if s.opt.hold != nil {
 		if err := s.opt.hold("reset", dirLog); err != nil {
 			return err

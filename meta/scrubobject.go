@@ -435,8 +435,7 @@ func (s *Slot) reconcileDirs(dirs []op.ID, wait bool) (*ReconcileReport, error) 
 	defer s.pauseApplier()()
 	s.tree.mu.Lock()
 	defer s.tree.mu.Unlock()
-	s.tree.dirs.forgetAll()
-	s.tree.files.forgetAll()
+	s.tree.forget()
 	seq := s.ix.current().Pos.Seq
 	r := newReconciler(s.dir, s.ix, s.Log, newTrail(seq, seq))
 	for _, dir := range dirs {
@@ -450,8 +449,7 @@ func (s *Slot) reconcileDirs(dirs []op.ID, wait bool) (*ReconcileReport, error) 
 		}
 	}
 	report, err := r.run()
-	s.tree.dirs.forgetAll()
-	s.tree.files.forgetAll()
+	s.tree.forget()
 	if err != nil {
 		return nil, err
 	}

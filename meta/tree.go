@@ -86,9 +86,15 @@ func openTree(data string, x *index, found func(Event, ledger.Entry)) (*tree, er
 	return t, nil
 }
 
-func (t *tree) close() {
+// forget closes what is open of directories and files: they may not be where
+// they were.
+func (t *tree) forget() {
 	t.dirs.forgetAll()
 	t.files.forgetAll()
+}
+
+func (t *tree) close() {
+	t.forget()
 	for _, h := range []*handle{t.root, t.trash, t.stage, t.quarantine} {
 		if h != nil {
 			unix.Close(h.fd)

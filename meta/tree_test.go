@@ -132,8 +132,7 @@ func TestMissingInTree(t *testing.T) {
 	sub := s.add(&op.Mkdir{Parent: s.cur, Name: "sub", Attr: op.Attr{Mode: typeDir | 0o701, UID: 8}})
 	id := s.put("m", []byte("x"))
 	c := s.add(&op.Create{Parent: s.cur, Name: "c", Attr: op.Attr{Mode: typeRegular}})
-	s.tree.dirs.forgetAll()
-	s.tree.files.forgetAll()
+	s.tree.forget()
 	for _, name := range []string{"sub", "m", "c"} {
 		if err := os.Remove(s.file(name)); err != nil {
 			t.Fatal(err)
