@@ -4,6 +4,7 @@
 // demonstration, the benchmark and the soak; none is imported by slotfs.
 //
 //	scratch    a directory from which nothing survives: processes, mounts, loop devices
+//	loopback   an address of 127.0.0.0/8 for each server
 //	cluster    nodes of slotfs as processes
 //	netns      hosts of their own, and a network between them that can be cut
 //	sender     MTAs that deliver to whichever node takes the mail

@@ -62,7 +62,7 @@ type mailCampaign struct {
 func mailHooks(w *world) {
 	w.services = map[*cluster.Node]*dovecot.Service{}
 	for _, n := range w.Nodes {
-		s, err := dovecot.NewService(w.scratch, "d-"+n.Name, n.Mount, []int{10024, 10143}, dovecot.Options{})
+		s, err := dovecot.NewService(w.scratch, "d-"+n.Name, n.Mount, dovecot.Options{})
 		must(w.t, err)
 		w.services[n] = s
 		must(w.t, n.Edit("[[slot]]\n", fmt.Sprintf("[[slot]]\non_promote = [%q, \"start\"]\non_demote = [%q, \"stop\"]\n", s.Hook, s.Hook)))

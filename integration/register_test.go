@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 
 	"slotfs/integration/cluster"
+	"slotfs/integration/loopback"
 )
 
 // noise is what etcd and the others say while members come and go.
@@ -334,18 +335,20 @@ func TestRegisterAllLost(t *testing.T) {
 // external runs an etcd in this process, and gives the config that uses it.
 func external(t *testing.T) (config string) {
 	t.Helper()
-	ports, err := cluster.FreePorts(2)
+	host, err := loopback.Take()
 	must(t, err)
+	t.Cleanup(func() { must(t, host.Close()) })
+	peer, client := host.Addr(12380), host.Addr(12379)
 	c := embed.NewConfig()
 	c.Dir, c.LogLevel = t.TempDir(), "error"
-	c.ListenPeerUrls, c.AdvertisePeerUrls = []url.URL{{Scheme: "http", Host: ports[0]}}, []url.URL{{Scheme: "http", Host: ports[0]}}
-	c.ListenClientUrls, c.AdvertiseClientUrls = []url.URL{{Scheme: "http", Host: ports[1]}}, []url.URL{{Scheme: "http", Host: ports[1]}}
+	c.ListenPeerUrls, c.AdvertisePeerUrls = []url.URL{{Scheme: "http", Host: peer}}, []url.URL{{Scheme: "http", Host: peer}}
+	c.ListenClientUrls, c.AdvertiseClientUrls = []url.URL{{Scheme: "http", Host: client}}, []url.URL{{Scheme: "http", Host: client}}
 	c.InitialCluster = c.InitialClusterFromName(c.Name)
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 	e, err := embed.StartEtcd(c)
 	must(t, err)
 	t.Cleanup(e.Close)
-	return `mode = "etcd"` + "\nendpoints = [\"http://" + ports[1] + "\"]"
+	return `mode = "etcd"` + "\nendpoints = [\"http://" + client + "\"]"
 }
 
 // TestRegisterExternal: the register is an etcd that is there anyway.

@@ -16,6 +16,7 @@ import (
 
 	"slotfs/cmd/slotfs/admin"
 	"slotfs/cmd/slotfs/exit"
+	"slotfs/integration/loopback"
 )
 
 // server is a node as a process.
@@ -42,24 +43,15 @@ func (s *server) log() string {
 	return s.stderr.String()
 }
 
-// freeAddr is an address that was free a moment ago, for TCP and UDP.
+// freeAddr is an address that nobody else uses until the test ends.
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	for range 20 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		addr := l.Addr().String()
-		u, uerr := net.ListenPacket("udp", addr)
-		l.Close()
-		if uerr == nil {
-			u.Close()
-			return addr
-		}
+	h, err := loopback.Take()
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("no free port")
-	return ""
+	t.Cleanup(func() { h.Close() })
+	return h.Addr(17946)
 }
 
 // initNode runs init for a node called name; more are further flags.
@@ -480,7 +472,8 @@ func TestStrangers(t *testing.T) {
 	twin := initNode(t, "a", "--cluster", a.dir, "--join", a.gossip)
 	run(t, "serve", "--config", twin.config).want(t, exit.Network, "another node is called \"a\", too: it is at "+a.gossip, "Give this node another name")
 	r := a.run(t, "status")
-	for _, want := range []string{"node \"s\" at " + stranger.gossip + " uses another cluster key", "another node is called \"a\", too: it is at " + twin.gossip} {
+	// A stranger is taken to listen where it connects from: on loopback, 127.0.0.1.
+	for _, want := range []string{"node \"s\" at 127.0.0.1:17946 uses another cluster key", "another node is called \"a\", too: it is at " + twin.gossip} {
 		if !strings.Contains(r.stdout, want) {
 			t.Errorf("status lacks %q:\n%s", want, r.stdout)
 		}

@@ -185,21 +185,21 @@ func (c *Cluster) node(name string, i int) (*Node, error) {
 	return n, n.settle()
 }
 
-// settle finds the node's addresses.
+// settle finds the node's addresses: of the host that the network gives it, or
+// of a loopback address of its own.
 func (n *Node) settle() error {
+	var host interface{ Addr(port int) string }
+	var err error
 	if net := n.cluster.options.Net; net != nil {
-		host, err := net.Add(n.Name)
-		if err != nil {
-			return err
-		}
-		n.Host, n.Gossip, n.Repl, n.register, n.clients = host, host.Addr(7946), host.Addr(7947), host.Addr(7948), host.Addr(7949)
-		return nil
+		n.Host, err = net.Add(n.Name)
+		host = n.Host
+	} else {
+		host, err = n.cluster.Scratch.Loopback()
 	}
-	ports, err := FreePorts(4)
 	if err != nil {
 		return err
 	}
-	n.Gossip, n.Repl, n.register, n.clients = ports[0], ports[1], ports[2], ports[3]
+	n.Gossip, n.Repl, n.register, n.clients = host.Addr(17946), host.Addr(17947), host.Addr(17948), host.Addr(17949)
 	return nil
 }
 

@@ -6,12 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -316,28 +314,4 @@ func (n *Node) Clear() error {
 	for syscall.Unmount(n.Mount, syscall.MNT_DETACH) == nil {
 	}
 	return scratch.Mutable(n.Mount)
-}
-
-// FreePorts finds ports that are free for TCP and UDP. They are below those
-// that the kernel gives to outgoing connections, so that a node which is down
-// does not find its port taken when it comes back.
-func FreePorts(count int) ([]string, error) {
-	var found []string
-	for range 1000 {
-		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(10000+rand.IntN(20000)))
-		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			continue
-		}
-		defer l.Close() // held until all are found: no port twice
-		p, err := net.ListenPacket("udp", addr)
-		if err != nil {
-			continue
-		}
-		p.Close()
-		if found = append(found, addr); len(found) == count {
-			return found, nil
-		}
-	}
-	return nil, errors.New("no free ports")
 }

@@ -38,7 +38,7 @@ func (d *demo) nodes() error {
 		return err
 	}
 	for i, n := range d.cluster.Nodes {
-		s, err := dovecot.NewService(d.scratch, fmt.Sprint("d", i+1), n.Mount, nil, dovecot.Options{Password: password})
+		s, err := dovecot.NewService(d.scratch, fmt.Sprint("d", i+1), n.Mount, dovecot.Options{Password: password})
 		if err != nil {
 			return err
 		}

@@ -2,13 +2,19 @@ package dovecot
 
 import "fmt"
 
+// The ports of a server, on a loopback address of its own.
+const (
+	lmtpPort = 10024
+	imapPort = 10143
+)
+
 // config is the whole configuration: what a stock Maildir server has, with
 // limits raised so that a test never meets them.
-func config(run, root, lmtp, imap string, o Options) string {
+func config(run, root, ip string, o Options) string {
 	return fmt.Sprintf(`base_dir = %[1]s/b
 state_dir = %[1]s/s
 log_path = %[1]s/log
-listen = 127.0.0.1
+listen = %[3]s
 protocols = imap lmtp
 ssl = no
 disable_plaintext_auth = no
@@ -37,8 +43,8 @@ namespace inbox {
 }
 service imap-login {
   inet_listener imap {
-    address = 127.0.0.1
-    port = %[4]s
+    address = %[3]s
+    port = %[9]d
   }
   inet_listener imaps {
     port = 0
@@ -52,8 +58,8 @@ service imap {
 }
 service lmtp {
   inet_listener lmtp {
-    address = 127.0.0.1
-    port = %[3]s
+    address = %[3]s
+    port = %[4]d
   }
   process_limit = 1000
   service_count = 0
@@ -68,5 +74,5 @@ service stats {
   client_limit = 20000
 }
 %[8]s
-`, run, root, lmtp, imap, o.UID, o.GID, o.Password, o.Extra)
+`, run, root, ip, lmtpPort, o.UID, o.GID, o.Password, o.Extra, imapPort)
 }

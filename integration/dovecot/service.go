@@ -2,7 +2,6 @@ package dovecot
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,28 +19,25 @@ type Service struct {
 }
 
 // NewService configures a server for the Maildirs below root, which need not
-// be there yet. Without ports, which make sense on a host of one's own only,
-// it takes some that are free now.
-func NewService(d *scratch.Dir, name, root string, ports []int, o Options) (*Service, error) {
+// be there yet.
+func NewService(d *scratch.Dir, name, root string, o Options) (*Service, error) {
 	bin, err := Binary()
 	if err != nil {
 		return nil, err
 	}
 	o.defaults()
-	lmtp, imap := "", ""
-	if len(ports) == 2 {
-		lmtp, imap = fmt.Sprint(ports[0]), fmt.Sprint(ports[1])
-	} else if lmtp, imap, err = freePorts(); err != nil {
+	host, err := d.Loopback()
+	if err != nil {
 		return nil, err
 	}
-	s := &Service{Run: filepath.Join(d.Path, name), LMTP: net.JoinHostPort("127.0.0.1", lmtp), IMAP: net.JoinHostPort("127.0.0.1", imap)}
+	s := &Service{Run: filepath.Join(d.Path, name), LMTP: host.Addr(lmtpPort), IMAP: host.Addr(imapPort)}
 	for _, sub := range []string{"b", "s"} {
 		if err := os.MkdirAll(filepath.Join(s.Run, sub), 0o755); err != nil {
 			return nil, err
 		}
 	}
 	conf := filepath.Join(s.Run, "dovecot.conf")
-	if err := os.WriteFile(conf, []byte(config(s.Run, root, lmtp, imap, o)), 0o644); err != nil {
+	if err := os.WriteFile(conf, []byte(config(s.Run, root, host.IP, o)), 0o644); err != nil {
 		return nil, err
 	}
 	s.Hook = filepath.Join(s.Run, "hook")

@@ -1,6 +1,6 @@
 // Package scratch gives a test or a demonstration a directory of its own in
-// which it may start processes, mount file systems and attach loop devices,
-// and promises that nothing of that outlives it: not after a failed test, a
+// which it may start processes, mount file systems, attach loop devices and
+// listen on addresses of its own, and promises that nothing of that outlives it: not after a failed test, a
 // panic, a time-out of "go test", or a kill -9 of the program itself.
 //
 // The promise is kept by a guard: the program starts itself once more as a
@@ -12,6 +12,7 @@
 // of a process group of its own, noted under .procs with its start time, so
 // that a number that was given out again is never killed. Mounts: the mount
 // table, everything below the directory. Loop devices: their backing files.
+// Addresses ([loopback]) end with their owner.
 package scratch
 
 import (
@@ -23,7 +24,10 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"syscall"
+
+	"slotfs/integration/loopback"
 )
 
 // guardEnv carries the directory to the guard process.
@@ -38,6 +42,9 @@ type Dir struct {
 
 	guard *exec.Cmd
 	pipe  io.WriteCloser
+
+	mu    sync.Mutex
+	hosts []*loopback.Host // guarded by mu
 }
 
 // New makes a directory below parent (the system's temporary directory when
@@ -117,6 +124,19 @@ func (d *Dir) Start(cmd *exec.Cmd) error {
 	return os.WriteFile(note, []byte(strconv.FormatUint(start, 10)), 0o644)
 }
 
+// Loopback reserves one more address, until the directory is removed or
+// released.
+func (d *Dir) Loopback() (*loopback.Host, error) {
+	h, err := loopback.Take()
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.hosts = append(d.hosts, h)
+	return h, nil
+}
+
 // Kill ends the process group that cmd leads with SIGKILL, whether or not its
 // leader still lives, and waits until nothing of it is left.
 func (d *Dir) Kill(pid int) error { return killGroup(d.Path, pid) }
@@ -146,5 +166,11 @@ func (d *Dir) Release() error {
 	_, err := io.WriteString(d.pipe, "released")
 	err = errors.Join(err, d.pipe.Close(), d.guard.Wait())
 	d.pipe = nil
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, h := range d.hosts {
+		err = errors.Join(err, h.Close())
+	}
+	d.hosts = nil
 	return err
 }

@@ -10,13 +10,13 @@ import (
 	"encoding/pem"
 	"log/slog"
 	"math/big"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
+	"slotfs/integration/loopback"
 	"slotfs/repl"
 	"slotfs/repl/register"
 )
@@ -119,14 +119,15 @@ type member struct {
 	news chan struct{}
 }
 
+// freeAddr is an address that nobody else uses until the test ends.
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	h, err := loopback.Take()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Cleanup(func() { h.Close() })
+	return h.Addr(17948)
 }
 
 // newCluster prepares members called names; start starts them.
