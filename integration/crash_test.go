@@ -78,19 +78,10 @@ func TestPowerLoss(t *testing.T) {
 	d := newScratch(t)
 	var disks []*powerloss.Disk
 	for i := range 2 {
-		dir := filepath.Join(d.Path, fmt.Sprint("disk", i+1))
-		must(t, os.Mkdir(dir, 0o755))
-		disk, err := powerloss.New(dir, 2<<30)
-		must(t, err)
-		disks = append(disks, disk)
-		t.Cleanup(func() {
-			if err := disk.Close(); err != nil {
-				t.Error(err)
-			}
-		})
+		disks = append(disks, newDisk(t, filepath.Join(d.Path, fmt.Sprint("disk", i+1))))
 	}
 	f := newClusterIn(t, d, 2, cluster.Options{
-		Slot: "log_max = \"256MiB\"\nbrake_share = \"off\"",
+		Slot: crashSlot,
 		Data: func(i int) string { return filepath.Join(disks[i].Path(), "data") },
 	})
 	c := &crasher{fixture: f, rng: newRand(s)}

@@ -181,16 +181,7 @@ func newDamageWorld(t *testing.T) *damageWorld {
 	d := newScratch(t)
 	w := &damageWorld{want: map[string][]byte{}}
 	for i := range 2 {
-		dir := filepath.Join(d.Path, fmt.Sprint("disk", i+1))
-		must(t, os.Mkdir(dir, 0o755))
-		disk, err := powerloss.New(dir, 2<<30)
-		must(t, err)
-		w.disks = append(w.disks, disk)
-		t.Cleanup(func() {
-			if err := disk.Close(); err != nil {
-				t.Error(err)
-			}
-		})
+		w.disks = append(w.disks, newDisk(t, filepath.Join(d.Path, fmt.Sprint("disk", i+1))))
 	}
 	w.fixture = newClusterIn(t, d, 2, cluster.Options{Data: func(i int) string { return filepath.Join(w.disks[i].Path(), "data") }})
 	w.expect(provoked...)

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -47,18 +46,10 @@ type world struct {
 func newWorld(t *testing.T, seed uint64, disks bool, o cluster.Options, configure ...func(*world)) *world {
 	t.Helper()
 	d := newScratch(t)
-	w := &world{rng: newRand(seed), slots: map[string]string{}}
-	var err error
-	w.net, err = netns.New(d)
-	must(t, err)
-	t.Cleanup(func() {
-		if err := w.net.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	w := &world{rng: newRand(seed), slots: map[string]string{}, net: newNet(t, d)}
 	if disks {
 		for i := range 2 {
-			w.addDisk(t, filepath.Join(d.Path, fmt.Sprint("disk", i+1)))
+			w.disks = append(w.disks, newDisk(t, filepath.Join(d.Path, fmt.Sprint("disk", i+1))))
 		}
 		o.Data = func(i int) string { return filepath.Join(w.disks[i].Path(), "data") }
 	}
@@ -78,19 +69,6 @@ func newWorld(t *testing.T, seed uint64, disks bool, o cluster.Options, configur
 	must(t, w.StartPair())
 	w.know()
 	return w
-}
-
-func (w *world) addDisk(t *testing.T, dir string) {
-	t.Helper()
-	must(t, os.Mkdir(dir, 0o755))
-	disk, err := powerloss.New(dir, 2<<30)
-	must(t, err)
-	w.disks = append(w.disks, disk)
-	t.Cleanup(func() {
-		if err := disk.Close(); err != nil {
-			t.Error(err)
-		}
-	})
 }
 
 // roles are the present primary and the other node; the store must be whole.

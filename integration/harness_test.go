@@ -14,6 +14,8 @@ import (
 	"slotfs/integration/cluster"
 	"slotfs/integration/dovecot"
 	"slotfs/integration/mailbox"
+	"slotfs/integration/netns"
+	"slotfs/integration/powerloss"
 	"slotfs/integration/scratch"
 	"slotfs/integration/treediff"
 )
@@ -57,6 +59,33 @@ func newScratch(t *testing.T) *scratch.Dir {
 		}
 	})
 	return d
+}
+
+// newDisk is a small disk of its own, mounted below dir, for the test's time.
+func newDisk(t *testing.T, dir string) *powerloss.Disk {
+	t.Helper()
+	must(t, os.Mkdir(dir, 0o755))
+	disk, err := powerloss.New(dir, 2<<30)
+	must(t, err)
+	t.Cleanup(func() {
+		if err := disk.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return disk
+}
+
+// newNet is a network of namespaces, for the test's time.
+func newNet(t *testing.T, d *scratch.Dir) *netns.Net {
+	t.Helper()
+	net, err := netns.New(d)
+	must(t, err)
+	t.Cleanup(func() {
+		if err := net.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return net
 }
 
 // newCluster configures nodes; the reserve is small, because the tests share

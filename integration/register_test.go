@@ -94,6 +94,16 @@ func (f *fixture) revision(c *clientv3.Client) int64 {
 	return r.Header.Revision
 }
 
+// survives kills the primary: the other node takes over, and is joined again.
+func (f *fixture) survives(primary, other *cluster.Node) {
+	f.t.Helper()
+	must(f.t, primary.Kill())
+	must(f.t, other.WaitMounted())
+	must(f.t, primary.Clear())
+	must(f.t, primary.Start())
+	must(f.t, f.WaitInSync())
+}
+
 // TestRegisterWitness: the witness is shown and leads; the register is not
 // written unless a role changes; it survives the loss of the witness and of
 // the data node that it is not.
@@ -228,11 +238,7 @@ func TestRegisterMemberReplaced(t *testing.T) {
 	}
 	f.members(n1, "n1", "n2", "w")
 	// It is a full member: the other two can lose one.
-	must(t, n1.Kill())
-	must(t, f.Nodes[1].WaitMounted())
-	must(t, n1.Clear())
-	must(t, n1.Start())
-	must(t, f.WaitInSync())
+	f.survives(n1, f.Nodes[1])
 }
 
 // TestRegisterRemovedMemberReturns: removal and addition of a member that lives.
@@ -286,11 +292,7 @@ func TestRegisterMajorityLost(t *testing.T) {
 	f.run(n1, "register", "add", "w", f.Witness.RegisterAddr())
 	f.members(n1, "n1", "n2", "w")
 	must(t, f.WaitInSync())
-	must(t, n1.Kill())
-	must(t, n2.WaitMounted())
-	must(t, n1.Clear())
-	must(t, n1.Start())
-	must(t, f.WaitInSync())
+	f.survives(n1, n2)
 }
 
 // TestRegisterAllLost: no member has data any more, and the witness is gone.

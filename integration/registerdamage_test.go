@@ -44,11 +44,7 @@ func TestRegisterGarbage(t *testing.T) {
 	must(t, n1.WaitRegister("with a record", func(r *cluster.Register) bool {
 		return r.Records[f.Store].Error == "" && r.Records[f.Store].Primary == "n1"
 	}))
-	must(t, n1.Kill())
-	must(t, n2.WaitMounted())
-	must(t, n1.Clear())
-	must(t, n1.Start())
-	must(t, f.WaitInSync())
+	f.survives(n1, n2)
 }
 
 // TestRegisterDamaged: a member whose files are damaged or whose disk is full

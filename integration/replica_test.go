@@ -266,23 +266,9 @@ func TestTwoHistories(t *testing.T) {
 	must(t, deliver(n2.Mount, "ann", map[string][]byte{"other": []byte("only on n2\n")}))
 	must(t, n1.Start())
 	for _, n := range f.Nodes {
-		must(t, f.Wait(n.Name+" to see the two histories", func() error {
-			s, err := n.Slot()
-			if err == nil && s.Repl.Diverged == "" {
-				err = errors.New("it says nothing")
-			}
-			return err
-		}))
+		f.seesTwoHistories(n)
 	}
-	// The operator chooses n2's branch. n1 may have resumed as a primary: it
-	// was alone in its in-sync set, and did not yet know of n2.
-	if s, err := n1.Slot(); err == nil && s.Repl.Role == "primary" {
-		must(t, n1.Demote())
-	}
-	if _, err := n1.Run("rejoin", f.Store); err != nil {
-		t.Fatal(err)
-	}
-	must(t, f.WaitInSync())
+	f.giveUp(n1) // the operator chooses n2's branch
 	f.equal()
 	// What was given up is kept.
 	rescued, err := os.ReadDir(filepath.Join(n1.Data, "rescue"))

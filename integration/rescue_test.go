@@ -62,20 +62,33 @@ func (f *fixture) twoHistories(branch, goesOn func(mount string)) {
 	must(t, n2.Promote("--old-primary-is-down"))
 	goesOn(n2.Mount)
 	must(t, n1.Start())
-	must(t, f.Wait("n1 to see the two histories", func() error {
-		s, err := n1.Slot()
+	f.seesTwoHistories(n1)
+	f.giveUp(n1)
+}
+
+// seesTwoHistories waits until n says that the store has two.
+func (f *fixture) seesTwoHistories(n *cluster.Node) {
+	f.t.Helper()
+	must(f.t, f.Wait(n.Name+" to see the two histories", func() error {
+		s, err := n.Slot()
 		if err == nil && s.Repl.Diverged == "" {
 			err = errors.New("it says nothing")
 		}
 		return err
 	}))
-	if s, err := n1.Slot(); err == nil && s.Repl.Role == "primary" {
-		must(t, n1.Demote())
+}
+
+// giveUp has n give its branch up: it may have resumed as a primary, because it
+// was alone in its in-sync set and did not yet know of the other.
+func (f *fixture) giveUp(n *cluster.Node) {
+	f.t.Helper()
+	if s, err := n.Slot(); err == nil && s.Repl.Role == "primary" {
+		must(f.t, n.Demote())
 	}
-	if _, err := n1.Run("rejoin", f.Store); err != nil {
-		t.Fatal(err)
+	if _, err := n.Run("rejoin", f.Store); err != nil {
+		f.t.Fatal(err)
 	}
-	must(t, f.WaitInSync())
+	must(f.t, f.WaitInSync())
 }
 
 var branched = []string{"diverged", "two histories", "neither index nor log know this id", "tls handshake", "resync from", "are not in the primary's history", "a second object with this id"}

@@ -10,7 +10,6 @@ import (
 
 	"slotfs/integration/cluster"
 	"slotfs/integration/history"
-	"slotfs/integration/netns"
 	"slotfs/integration/sender"
 )
 
@@ -19,15 +18,7 @@ import (
 func newThree(t *testing.T, voters []int) *world {
 	t.Helper()
 	d := newScratch(t)
-	w := &world{rng: newRand(seed(t)), slots: map[string]string{}}
-	var err error
-	w.net, err = netns.New(d)
-	must(t, err)
-	t.Cleanup(func() {
-		if err := w.net.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	w := &world{rng: newRand(seed(t)), slots: map[string]string{}, net: newNet(t, d)}
 	w.fixture = newClusterIn(t, d, 3, cluster.Options{Net: w.net, Witness: true, Voters: voters, Replication: `failover_pause = "1ms"`})
 	w.expect(provoked...)
 	w.expect(faulty...)
