@@ -114,7 +114,7 @@ func TestPrimaryLosesTree(t *testing.T) {
 	}))
 	f.waitText(n1, "waiting for another slot to refill this one")
 	// It does not come back by itself, and cannot be made to.
-	time.Sleep(2 * time.Second)
+	time.Sleep(2 * time.Second) // long enough for several attempts
 	if err := n1.Promote(); err == nil {
 		t.Error("promoted without its tree")
 	}

@@ -205,7 +205,7 @@ func TestColdStart(t *testing.T) {
 	a.start() // not in sync any more
 	reg.cut("a", false)
 	w.wait("a to say why it does not lead", func() bool { return strings.Contains(a.m.State().NotPromotable, "not in the in-sync set") })
-	time.Sleep(3 * testTimeout)
+	time.Sleep(3 * testTimeout) // long enough to promote itself wrongly
 	if s := a.m.State(); s.Role != Replica {
 		t.Fatalf("a is %s", s.Role)
 	}
@@ -231,7 +231,7 @@ func TestEmptied(t *testing.T) {
 		}
 	}
 	a.start()
-	time.Sleep(3 * testTimeout)
+	time.Sleep(3 * testTimeout) // long enough to promote itself wrongly
 	a.refusal("promote the empty one", a.m.Promote(context.Background(), PromoteOptions{}), "the store exists already", "names a its primary")
 	b.start()
 	w.primary(b)
@@ -336,7 +336,7 @@ func TestBadRecords(t *testing.T) {
 			}
 			a.kill()
 			b.refusal("promote", b.m.Promote(context.Background(), PromoteOptions{}), c.say)
-			time.Sleep(3 * testTimeout)
+			time.Sleep(3 * testTimeout) // long enough to promote itself wrongly
 			if s := b.m.State(); s.Role != Replica {
 				t.Errorf("b is %s", s.Role)
 			}

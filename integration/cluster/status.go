@@ -40,19 +40,19 @@ type Slot struct {
 
 // Repl is its replication.
 type Repl struct {
-	Role               string
-	Slot               string
-	Epoch              uint64
-	Members            []string
-	InSync             bool `json:"in_sync"`
-	Pos                struct{ Epoch, Seq, Chain uint64 }
-	Committed, Applied uint64
-	Doing              string
-	Diverged, Faulted  string
-	LastError          string `json:"last_error"`
-	Peers              []Peer
-	Resync             *Resync
-	Events             []struct{ Text string }
+	Role                        string
+	Slot                        string
+	Epoch                       uint64
+	Members                     []string
+	InSync                      bool `json:"in_sync"`
+	Pos                         struct{ Epoch, Seq, Chain uint64 }
+	Durable, Committed, Applied uint64
+	Doing                       string
+	Diverged, Faulted           string
+	LastError                   string `json:"last_error"`
+	Peers                       []Peer
+	Resync                      *Resync
+	Events                      []struct{ Text string }
 }
 
 // Peer is what a slot knows of another of its store.

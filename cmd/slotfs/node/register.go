@@ -145,7 +145,7 @@ func listenSoon(addr string) (l net.Listener, err error) {
 		if l, err = net.Listen("tcp", addr); err == nil {
 			return l, nil
 		}
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(100 * time.Millisecond) // nobody tells when an address is free
 	}
 	return nil, err
 }
