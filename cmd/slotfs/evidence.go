@@ -34,19 +34,12 @@ domain/local, or the name of the only such directory.`,
   slotfs evidence verify alice-2026-11.evidence`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			body, err := c.Stream(cmd.Context(), "/v1/evidence", url.Values{"store": {args[0]}, "user": {args[1]}})
-			if err != nil {
-				return err
-			}
-			defer body.Close()
-			if _, err := io.Copy(a.out, body); err != nil {
-				return fmt.Errorf("the list is not complete: %w", err)
-			}
-			return nil
+			return a.stream(cmd, "/v1/evidence", url.Values{"store": {args[0]}, "user": {args[1]}}, func(r io.Reader) error {
+				if err := a.copyOut(r); err != nil {
+					return fmt.Errorf("the list is not complete: %w", err)
+				}
+				return nil
+			})
 		},
 	}
 	cmd.AddCommand(a.evidenceVerifyCmd())

@@ -47,20 +47,11 @@ Each node has its own ledger; ask the other one with its --config or --socket.
 			if dir != "" {
 				return ledger.Read(filepath.Join(dir, "ledger"), func(e ledger.Entry) error { return a.printLedgerEntry(a.out, &e, asJSON) })
 			}
-			c, err := a.client()
-			if err != nil {
-				return err
+			show := a.copyOut
+			if !asJSON {
+				show = a.printLedger
 			}
-			body, err := c.Stream(cmd.Context(), "/v1/ledger", url.Values{"store": {args[0]}})
-			if err != nil {
-				return err
-			}
-			defer body.Close()
-			if asJSON {
-				_, err := io.Copy(a.out, body)
-				return err
-			}
-			return a.printLedger(body)
+			return a.stream(cmd, "/v1/ledger", url.Values{"store": {args[0]}}, show)
 		},
 	}
 	f := cmd.Flags()

@@ -85,6 +85,26 @@ func (a *app) post(cmd *cobra.Command, path string, in, out any) error {
 	return c.Post(cmd.Context(), path, in, out)
 }
 
+// stream asks the node and has show read the answer while it comes.
+func (a *app) stream(cmd *cobra.Command, path string, q url.Values, show func(io.Reader) error) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	body, err := c.Stream(cmd.Context(), path, q)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	return show(body)
+}
+
+// copyOut prints an answer as it is.
+func (a *app) copyOut(r io.Reader) error {
+	_, err := io.Copy(a.out, r)
+	return err
+}
+
 func (a *app) printJSON(v any) error {
 	e := json.NewEncoder(a.out)
 	e.SetIndent("", "  ")
@@ -149,20 +169,11 @@ is shown by its id.`,
 			if user != "" {
 				q.Set("user", user)
 			}
-			c, err := a.client()
-			if err != nil {
-				return err
+			show := a.copyOut
+			if !asJSON {
+				show = func(r io.Reader) error { return printLog(a.out, r) }
 			}
-			body, err := c.Stream(cmd.Context(), "/v1/log", q)
-			if err != nil {
-				return err
-			}
-			defer body.Close()
-			if asJSON {
-				_, err := io.Copy(a.out, body)
-				return err
-			}
-			return printLog(a.out, body)
+			return a.stream(cmd, "/v1/log", q, show)
 		},
 	}
 	f := cmd.Flags()
@@ -218,17 +229,7 @@ func (a *app) metricsCmd() *cobra.Command {
 		Example: "  slotfs metrics | grep slotfs_slot_lag",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			body, err := c.Stream(cmd.Context(), "/metrics", nil)
-			if err != nil {
-				return err
-			}
-			defer body.Close()
-			_, err = io.Copy(a.out, body)
-			return err
+			return a.stream(cmd, "/metrics", nil, a.copyOut)
 		},
 	}
 }

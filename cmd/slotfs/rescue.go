@@ -104,25 +104,15 @@ moves and deletions are not repeated in the store. With --raw it prints one mess
   slotfs rescue show mail1 813-902-1f2e3d4c5b6a7988 --raw 815 > message.eml`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			q, path := url.Values{"store": {args[0]}, "name": {args[1]}}, "/v1/rescue/show"
-			if raw > 0 {
+			q, path, show := url.Values{"store": {args[0]}, "name": {args[1]}}, "/v1/rescue/show", a.copyOut
+			switch {
+			case raw > 0:
 				q.Set("seq", strconv.FormatUint(raw, 10))
 				path = "/v1/rescue/content"
+			case !asJSON:
+				show = func(r io.Reader) error { return printBranch(a.out, r) }
 			}
-			body, err := c.Stream(cmd.Context(), path, q)
-			if err != nil {
-				return err
-			}
-			defer body.Close()
-			if raw > 0 || asJSON {
-				_, err := io.Copy(a.out, body)
-				return err
-			}
-			return printBranch(a.out, body)
+			return a.stream(cmd, path, q, show)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object per line")

@@ -20,20 +20,13 @@ import (
 
 // atRisk shows the messages that only one node has.
 func (a *app) atRisk(cmd *cobra.Command, store string, asJSON bool) error {
-	c, err := a.client()
-	if err != nil {
+	return a.stream(cmd, "/v1/at-risk", url.Values{"store": {store}}, func(r io.Reader) error {
+		if asJSON {
+			return riskJSON(a.out, r)
+		}
+		_, err := printRisk(a.out, r, "on one node only")
 		return err
-	}
-	body, err := c.Stream(cmd.Context(), "/v1/at-risk", url.Values{"store": {store}})
-	if err != nil {
-		return err
-	}
-	defer body.Close()
-	if asJSON {
-		return riskJSON(a.out, body)
-	}
-	_, err = printRisk(a.out, body, "on one node only")
-	return err
+	})
 }
 
 // risks calls f for every line of an answer.
@@ -155,16 +148,11 @@ func counted(n uint64, what string) string {
 // beforeForce shows what a forced promotion gives up, as far as this node
 // knows; without yes that is all.
 func (a *app) beforeForce(cmd *cobra.Command, store string, yes bool) error {
-	c, err := a.client()
-	if err != nil {
+	var found bool
+	err := a.stream(cmd, "/v1/missing", url.Values{"store": {store}}, func(r io.Reader) (err error) {
+		found, err = printRisk(a.out, r, "there only")
 		return err
-	}
-	body, err := c.Stream(cmd.Context(), "/v1/missing", url.Values{"store": {store}})
-	if err != nil {
-		return err
-	}
-	defer body.Close()
-	found, err := printRisk(a.out, body, "there only")
+	})
 	if err != nil {
 		return err
 	}
