@@ -6,12 +6,13 @@ GO    ?= go
 BIN   := bin/slotfs
 
 # Parameters, all optional:
-#   make test   RUN=Regexp TIMEOUT=80m
+#   make test   RUN=Regexp TIMEOUT=80m PARALLEL=3
 #   make fuzz   FUZZTIME=30s
 #   make soak   SEED=1 ROUNDS=1000
 #   make bench  BENCH="-rounds 5 -only dovecot"
 #   make demo   KEEP=1
 TIMEOUT  ?= 80m
+PARALLEL ?= 3
 RUN      ?=
 FUZZTIME ?= 20s
 SEED     ?=
@@ -40,8 +41,9 @@ deps: ## install the Debian packages that tests, demo and bench need, where miss
 	@.ci/deps
 
 # Unit tests first, several packages at a time; then the integration tests, one
-# package at a time, because they measure timeouts of real processes. Both run
-# even if the first fails, and the last lines are go test's own results.
+# package at a time: those that measure times of real processes alone, then
+# PARALLEL of the others at a time, because they wait more than they work. Both
+# run even if the first fails, and the last lines are go test's own results.
 test: deps race ## all tests, with the race detector, on real mounts and a real Dovecot
 	@status=0; \
 	$(MAKE) --no-print-directory unit || status=1; \
@@ -53,7 +55,7 @@ unit: ## the tests of the packages, without integration
 	@$(GO) test -race -timeout $(TIMEOUT) $(run_flag) $$($(GO) list ./... | grep -v '/integration')
 
 integration: race ## the tests of the built binary
-	@SLOTFS_BIN=$(CURDIR)/bin/slotfs-race $(GO) test -race -count=1 -p 1 -timeout $(TIMEOUT) $(run_flag) ./integration/...
+	@SLOTFS_BIN=$(CURDIR)/bin/slotfs-race $(GO) test -race -count=1 -p 1 -parallel $(PARALLEL) -timeout $(TIMEOUT) $(run_flag) ./integration/...
 
 model: ## search the role protocol's model exhaustively, and models with mistakes in them
 	@.ci/deps spin gcc libc6-dev

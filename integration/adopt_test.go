@@ -17,6 +17,7 @@ import (
 // filled, and after a change of primary shows it, too; evidence says where it
 // came from.
 func TestAdopt(t *testing.T) {
+	t.Parallel()
 	s := seed(t)
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)

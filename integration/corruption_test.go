@@ -62,6 +62,7 @@ func flip(t *testing.T, name string, at int64) {
 // gets the right bytes, fetched from the replica, and everybody is told. With
 // the replica down, the reader gets an error, never wrong bytes.
 func TestRottenByte(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)
 	f.expect("damaged content", "checksum of block")

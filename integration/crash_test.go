@@ -52,6 +52,7 @@ const crashSlot = "log_max = \"256MiB\"\nbrake_share = \"off\""
 // TestKill kills nodes with SIGKILL at random moments under load. Whatever
 // was acknowledged must be there afterwards.
 func TestKill(t *testing.T) {
+	t.Parallel()
 	s := seed(t)
 	f := newCluster(t, 2, cluster.Options{Slot: crashSlot})
 	c := &crasher{fixture: f, rng: newRand(s)}
@@ -74,6 +75,7 @@ func TestKill(t *testing.T) {
 // TestPowerLoss takes the power from one node's disk, or both: what was not
 // yet synced is dropped or torn.
 func TestPowerLoss(t *testing.T) {
+	t.Parallel()
 	s := seed(t)
 	d := newScratch(t)
 	var disks []*powerloss.Disk

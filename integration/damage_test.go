@@ -346,6 +346,7 @@ func (w *damageWorld) proven() {
 
 // TestDamageMatrix is the matrix, but for what wants the nodes killed.
 func TestDamageMatrix(t *testing.T) {
+	t.Parallel()
 	w := newDamageWorld(t)
 	t.Run("read", func(t *testing.T) { w.t = t; w.byRead() })
 	t.Run("scrub", func(t *testing.T) { w.t = t; w.byScrub() })

@@ -18,6 +18,7 @@ import (
 // else: the caller gets ENOSPC, nothing is lost, and everything goes on when
 // there is space again.
 func TestDiskFull(t *testing.T) {
+	t.Parallel()
 	d := newScratch(t)
 	img, disk := filepath.Join(d.Path, "image"), filepath.Join(d.Path, "disk")
 	must(t, errors.Join(loop.Mkfs(img, 1600<<20), os.Mkdir(disk, 0o755)))

@@ -36,6 +36,7 @@ func mixedMail(t *testing.T, seed uint64, n int) []mailgen.Message {
 // Dovecot, the primary is killed while more is being delivered, and a Dovecot
 // on the promoted replica shows the same mail.
 func TestDovecotSurvivesThePrimary(t *testing.T) {
+	t.Parallel()
 	s := seed(t)
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)

@@ -35,6 +35,7 @@ func exitCode(err error) int {
 // TestEvidence makes a signed list of a user's messages, changes the store, and
 // holds the list against both slots.
 func TestEvidence(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)
 	f.expect("damaged content", "checksum of block")

@@ -20,6 +20,7 @@ import (
 // while one or several faults come and go; then everything is made whole and
 // everything that was acknowledged is looked for.
 func TestFaults(t *testing.T) {
+	t.Parallel()
 	s := seed(t)
 	w := newWorld(t, s, true, cluster.Options{})
 	c := &campaign{world: w, seed: s, kinds: chosen(t, kinds(true)), outages: outages{}}

@@ -24,6 +24,7 @@ import (
 // stopped by the hooks: deliveries by LMTP, and IMAP clients that set flags and
 // keep reconnecting.
 func TestFaultsMail(t *testing.T) {
+	t.Parallel()
 	s := seed(t)
 	w := newWorld(t, s, false, cluster.Options{}, mailHooks)
 	c := &mailCampaign{campaign: campaign{world: w, seed: s, kinds: chosen(t, kinds(false)), outages: outages{}}}

@@ -20,6 +20,8 @@ import (
 	"slotfs/integration/treediff"
 )
 
+// Tests run side by side, each with a cluster of its own, except those that
+// measure times or count requests: without t.Parallel they run alone, and first.
 func TestMain(m *testing.M) {
 	scratch.Guard()
 	// A failed property test prints what it did; no file in the source tree.

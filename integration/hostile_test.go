@@ -113,6 +113,7 @@ func (h *hostile) say(n *cluster.Node, what string, data []byte) []byte {
 // Each is refused, in the log and in the status of the node that it said them
 // to, by a sentence that says what is wrong; the pair goes on.
 func TestHostilePeers(t *testing.T) {
+	t.Parallel()
 	h := newHostile(t)
 	h.expect("refused", "tls handshake", "replication", "diverged")
 	n1 := h.Nodes[0]

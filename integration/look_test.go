@@ -9,6 +9,7 @@ import (
 
 // TestLook runs the commands that only look, against each of two nodes.
 func TestLook(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{})
 	must(t, f.StartPair())
 	must(t, deliver(f.Nodes[0].Mount, "ann", map[string][]byte{"m": []byte("hello\n")}))

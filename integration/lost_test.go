@@ -65,6 +65,7 @@ func (f *fixture) waitText(n *cluster.Node, text string) {
 // filled again (so soon, here, that the primary need not drop it), and the
 // primary serves on.
 func TestReplicaLosesTree(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)
 	f.expect("the tree is lost")
@@ -96,6 +97,7 @@ func TestReplicaLosesTree(t *testing.T) {
 // TestPrimaryLosesTree: a primary whose tree is emptied serves nothing any more;
 // no mail counts as removed, the other slot has it all, and refills it.
 func TestPrimaryLosesTree(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)
 	f.expect("the tree is lost", "missing", "damaged content")
@@ -133,6 +135,7 @@ func TestPrimaryLosesTree(t *testing.T) {
 // TestIndexLost: an index that is removed under a running primary is made anew
 // while it serves on.
 func TestIndexLost(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)
 	f.expect("index")
@@ -186,6 +189,7 @@ func garbleEntry(t *testing.T, data string, seq uint64) {
 // fetched from the other slot; of one that starts and needs them, the whole
 // slot is filled again.
 func TestLogRots(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)
 	f.expect("log damaged", "log was damaged", "put a damaged segment", "the log is kept as")
@@ -236,6 +240,7 @@ func TestLogRots(t *testing.T) {
 
 // TestFailoverForLostTree: with a register the other slot takes over by itself.
 func TestFailoverForLostTree(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{Witness: true})
 	f.expect(provoked...)
 	f.expect("the tree is lost", "missing", "register", "lost:", "is not complete")

@@ -16,6 +16,7 @@ import (
 // directory. The tree is then an ordinary Maildir, and no node serves it again by
 // mistake.
 func TestRecoverWithoutAnything(t *testing.T) {
+	t.Parallel()
 	s := seed(t)
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)
@@ -46,6 +47,7 @@ func TestRecoverWithoutAnything(t *testing.T) {
 // TestStateInsideTheMount: .slotfs/ shows the state to a program that knows
 // only the mount, and listings do not show it.
 func TestStateInsideTheMount(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 1, cluster.Options{})
 	must(t, f.StartPair())
 	mount := f.Nodes[0].Mount

@@ -56,6 +56,7 @@ func (f *fixture) works(pair *fixture) {
 // TestWrongClusterKey: a node with another cluster's key is refused, and both
 // sides say why.
 func TestWrongClusterKey(t *testing.T) {
+	t.Parallel()
 	d := newScratch(t)
 	f := newClusterIn(t, d, 2, cluster.Options{})
 	must(t, f.StartPair())
@@ -104,6 +105,7 @@ func (f *fixture) joinThrough(from *fixture, to *cluster.Node) {
 // TestForeignCertificate: a node that has the gossip key, but a certificate
 // of another authority, gets no mail.
 func TestForeignCertificate(t *testing.T) {
+	t.Parallel()
 	d := newScratch(t)
 	f := newClusterIn(t, d, 2, cluster.Options{})
 	must(t, f.StartPair())
@@ -126,6 +128,7 @@ func TestForeignCertificate(t *testing.T) {
 
 // TestOneNameTwice: two nodes with one name.
 func TestOneNameTwice(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{})
 	must(t, f.StartPair())
 	f.expect("node names must be unique", "node does not answer")
@@ -140,6 +143,7 @@ func TestOneNameTwice(t *testing.T) {
 
 // TestOneStoreNameTwice: a third node has another store of the same name.
 func TestOneStoreNameTwice(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{})
 	must(t, f.StartPair())
 	third, err := f.Add("n3")

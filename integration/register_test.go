@@ -108,6 +108,7 @@ func (f *fixture) survives(primary, other *cluster.Node) {
 // written unless a role changes; it survives the loss of the witness and of
 // the data node that it is not.
 func TestRegisterWitness(t *testing.T) {
+	t.Parallel()
 	f := witnessed(t)
 	n1, n2 := f.Nodes[0], f.Nodes[1]
 	f.members(n1, "n1", "n2", "w")
@@ -205,6 +206,7 @@ func TestRegisterElection(t *testing.T) {
 // TestRegisterMemberReplaced: a member that lost its disk must not vote again
 // under its old name; it is removed and added, and catches up.
 func TestRegisterMemberReplaced(t *testing.T) {
+	t.Parallel()
 	f := witnessed(t)
 	n1 := f.Nodes[0]
 	f.members(n1, "n1", "n2", "w")
@@ -243,6 +245,7 @@ func TestRegisterMemberReplaced(t *testing.T) {
 
 // TestRegisterRemovedMemberReturns: removal and addition of a member that lives.
 func TestRegisterRemovedMemberReturns(t *testing.T) {
+	t.Parallel()
 	f := witnessed(t)
 	n1, n2 := f.Nodes[0], f.Nodes[1]
 	f.members(n1, "n1", "n2", "w")
@@ -270,6 +273,7 @@ func TestRegisterRemovedMemberReturns(t *testing.T) {
 // TestRegisterMajorityLost: two members' data are gone for good. The third one
 // makes a new register; the others are added again.
 func TestRegisterMajorityLost(t *testing.T) {
+	t.Parallel()
 	f := witnessed(t)
 	n1, n2 := f.Nodes[0], f.Nodes[1]
 	f.members(n1, "n1", "n2", "w")
@@ -298,6 +302,7 @@ func TestRegisterMajorityLost(t *testing.T) {
 // TestRegisterAllLost: no member has data any more, and the witness is gone.
 // The register begins empty, and the record is made from a slot.
 func TestRegisterAllLost(t *testing.T) {
+	t.Parallel()
 	f := witnessed(t)
 	n1, n2 := f.Nodes[0], f.Nodes[1]
 	f.deliver(n1, "ann")
@@ -355,6 +360,7 @@ func external(t *testing.T) (config string) {
 
 // TestRegisterExternal: the register is an etcd that is there anyway.
 func TestRegisterExternal(t *testing.T) {
+	t.Parallel()
 	endpoint := external(t)
 	f := newCluster(t, 2, cluster.Options{Timeout: 25 * time.Second})
 	f.expect(noise...)
@@ -379,6 +385,7 @@ func TestRegisterExternal(t *testing.T) {
 
 // TestRegisterNone: without a register nothing of it runs.
 func TestRegisterNone(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 1, cluster.Options{})
 	n := f.Nodes[0]
 	must(t, n.Start())
@@ -396,6 +403,7 @@ func TestRegisterNone(t *testing.T) {
 // TestRegisterIntroduced: a pair that had no register gets one. Nobody becomes
 // primary before the store's record was made from a slot that is in sync.
 func TestRegisterIntroduced(t *testing.T) {
+	t.Parallel()
 	endpoint := external(t)
 	f := newCluster(t, 2, cluster.Options{Timeout: 25 * time.Second})
 	f.expect(noise...)

@@ -19,6 +19,7 @@ import (
 // TestRegisterGarbage: a record that is garbage stops changes of role and
 // nothing else, is told, and is written anew from a slot.
 func TestRegisterGarbage(t *testing.T) {
+	t.Parallel()
 	f := witnessed(t)
 	n1, n2 := f.Nodes[0], f.Nodes[1]
 	c := f.etcd(n1)
@@ -50,6 +51,7 @@ func TestRegisterGarbage(t *testing.T) {
 // TestRegisterDamaged: a member whose files are damaged or whose disk is full
 // does not run, says so, and takes no mail with it.
 func TestRegisterDamaged(t *testing.T) {
+	t.Parallel()
 	f := witnessed(t)
 	n1, n2 := f.Nodes[0], f.Nodes[1]
 	f.members(n1, "n1", "n2", "w")
@@ -84,6 +86,7 @@ func TestRegisterDamaged(t *testing.T) {
 // TestRegisterDiskFull: a member whose disk is full does not run, says why, and
 // goes on by itself when there is room. Mail does not notice.
 func TestRegisterDiskFull(t *testing.T) {
+	t.Parallel()
 	f := witnessed(t)
 	n1, n2 := f.Nodes[0], f.Nodes[1]
 	f.members(n1, "n1", "n2", "w")

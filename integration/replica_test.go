@@ -50,6 +50,7 @@ func (f *fixture) background(users int) (stop func() (steps uint64)) {
 // barriers for the configured time, then leaves the in-sync set, loudly; when
 // it answers again it catches up and returns by itself.
 func TestReplicaLeavesAndReturns(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)
 	must(t, f.StartPair())
@@ -86,6 +87,7 @@ func (f *fixture) epoch(n *cluster.Node) uint64 {
 // TestStopWithoutReplica: with on_replica_loss = "stop", changes wait while
 // the replica is away; reads go on, and the change completes when it is back.
 func TestStopWithoutReplica(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{Slot: `on_replica_loss = "stop"`})
 	f.expect(provoked...)
 	must(t, f.StartPair())
@@ -116,6 +118,7 @@ func TestStopWithoutReplica(t *testing.T) {
 // TestEmptiedReplica: a replica gets a new, empty disk while the primary
 // serves on; it fills itself, also if it is killed on the way.
 func TestEmptiedReplica(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{Slot: `log_max = "256MiB"`})
 	f.expect(provoked...)
 	must(t, f.StartPair())
@@ -159,6 +162,7 @@ func (f *fixture) fill(n *cluster.Node, total int) {
 // TestLongAway: a replica was away for longer than the log reaches back. Only
 // what differs is moved.
 func TestLongAway(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{Slot: `log_max = "256MiB"`})
 	f.expect(provoked...)
 	must(t, f.StartPair())
@@ -179,6 +183,7 @@ func TestLongAway(t *testing.T) {
 // TestLargeMailWhileMembersChange: a large message is staged in pieces. The
 // in-sync set may change between two of them.
 func TestLargeMailWhileMembersChange(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)
 	must(t, f.StartPair())
@@ -231,6 +236,7 @@ func TestLargeMailWhileMembersChange(t *testing.T) {
 
 // TestBareMountPoint: nothing can be written where no store is mounted.
 func TestBareMountPoint(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 1, cluster.Options{})
 	must(t, f.StartPair())
 	n := f.Nodes[0]
@@ -248,6 +254,7 @@ func TestBareMountPoint(t *testing.T) {
 // alone. Both then have an epoch of one number that began differently. That is
 // recognised, and nothing is thrown away until the operator chooses.
 func TestTwoHistories(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)
 	f.expect("diverged", "two histories", "neither index nor log know this id", "tls handshake") // the branch that is given up goes to quarantine/

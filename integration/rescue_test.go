@@ -97,6 +97,7 @@ var branched = []string{"diverged", "two histories", "neither index nor log know
 // mailboxes are gone on one side. What had been acknowledged comes back, once;
 // the rest can be looked at, delivered and dropped.
 func TestRescue(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)
 	f.expect(branched...)
@@ -188,6 +189,7 @@ func TestRescue(t *testing.T) {
 // primary that delivers them are killed again and again, and the primary changes.
 // Each message is there once.
 func TestRescueCrashes(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)
 	f.expect(branched...)
@@ -251,6 +253,7 @@ func TestRescueCrashes(t *testing.T) {
 // TestNeverAcknowledged: what a primary could not commit is cut off and kept, and
 // delivered only if an operator says so.
 func TestNeverAcknowledged(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{Slot: `on_replica_loss = "stop"`})
 	f.expect(provoked...)
 	f.expect(branched...)
@@ -296,6 +299,7 @@ func TestNeverAcknowledged(t *testing.T) {
 // TestForcedRescue: with a register, a replica that is not in sync is promoted
 // by force. When the former primary is back, everything happens by itself.
 func TestForcedRescue(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{Witness: true})
 	f.expect(provoked...)
 	f.expect(branched...)

@@ -55,6 +55,7 @@ func (f *fixture) staysReplica(n *cluster.Node) {
 // though all that it knows says that it is in sync; it comes back by catching up,
 // and takes nothing from the other.
 func TestRestoredReplica(t *testing.T) {
+	t.Parallel()
 	t.Run("without a register", func(t *testing.T) { restoredReplica(t, cluster.Options{}) })
 	t.Run("with a register", func(t *testing.T) { restoredReplica(t, cluster.Options{Witness: true}) })
 }
@@ -118,6 +119,7 @@ func restoredReplica(t *testing.T, o cluster.Options) {
 // TestRestoredPrimary: the backup is from a time when the slot was primary, and
 // alone. It does not resume that.
 func TestRestoredPrimary(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)
 	f.expect("was copied or restored", "resync from", "mount was in use")

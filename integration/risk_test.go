@@ -54,6 +54,7 @@ func mail(id string) []byte {
 // also after a restart, also by the other node; and nothing once it is on two
 // nodes.
 func TestAtRisk(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)
 	must(t, f.StartPair())
@@ -111,6 +112,7 @@ func TestAtRisk(t *testing.T) {
 // after what that gives up was listed: by name where the other node answers, by
 // number where it does not. Without --yes nothing changes.
 func TestForceListsFirst(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)
 	must(t, f.StartPair())

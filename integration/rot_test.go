@@ -29,6 +29,7 @@ const (
 // the other, while mail is delivered and read. Nothing wrong may ever be served,
 // and at the end everything is repaired.
 func TestRot(t *testing.T) {
+	t.Parallel()
 	s := seed(t)
 	count, part := rotMessages, 10
 	if os.Getenv("SLOTFS_SOAK_ROUNDS") != "" {

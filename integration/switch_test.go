@@ -165,6 +165,7 @@ func switchUnderLoad(t *testing.T, o cluster.Options) {
 // TestSwitchRefused: what cannot take over is refused with a reason, and the
 // primary serves on. A target that fails gives the store back.
 func TestSwitchRefused(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)
 	f.expect("mount was in use", "did not become primary", "switchover to n2 failed", "mount point", "connection refused")
@@ -207,6 +208,7 @@ func TestSwitchRefused(t *testing.T) {
 // TestDrain: a drained node's primaries move away and do not come back, over a
 // restart and over the loss of the other node; until it is undrained.
 func TestDrain(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)
 	f.expect("mount was in use")

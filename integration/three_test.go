@@ -65,6 +65,7 @@ func (w *world) more(n int) {
 // TestThreeInSync: an in-sync set of three. A replica dies: the other two go
 // on. The primary dies: one of the others takes over, the third follows it.
 func TestThreeInSync(t *testing.T) {
+	t.Parallel()
 	w := newThree(t, nil)
 	must(t, w.StartPair())
 	w.know()

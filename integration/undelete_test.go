@@ -32,6 +32,7 @@ func (f *fixture) undelete(n *cluster.Node, flags ...string) (u undeleted) {
 // TestUndelete: what a burst of removals took from many users is kept beyond the
 // window, over starts and a change of primary, and comes back once, as it was.
 func TestUndelete(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{Slot: "brake_window = \"5s\"\nbrake_keep = \"1h\"\nbrake_min = 20"})
 	f.expect(provoked...)
 	f.expect("were removed between", "store is in the log")

@@ -58,6 +58,7 @@ func idOf(t *testing.T, n *cluster.Node, name string) uint64 {
 // verify, outvoted and corrected, on whichever side it is; the other slot and the
 // tree are left as they are.
 func TestVerifyFindsRecord(t *testing.T) {
+	t.Parallel()
 	for side := range 2 {
 		t.Run(fmt.Sprint("n", side+1), func(t *testing.T) {
 			f := newCluster(t, 2, cluster.Options{})
@@ -111,6 +112,7 @@ func TestVerifyFindsRecord(t *testing.T) {
 // TestMismatchMendsItself: when a digest differs at the same entry the slots are
 // compared, and what is outvoted is corrected, without anybody asking.
 func TestMismatchMendsItself(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)
 	f.expect("differ", "outvoted", "summed up anew", "mtime is")
@@ -142,6 +144,7 @@ func TestMismatchMendsItself(t *testing.T) {
 
 // TestScrubCommand: pausing, parts, and the exit code of a scrub that cannot run.
 func TestScrubCommand(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)
 	must(t, f.StartPair())
@@ -192,6 +195,7 @@ func TestScrubCommand(t *testing.T) {
 // TestLedgerCommand: a ledger that somebody has changed is noticed, and the line
 // is named; with a running node and without.
 func TestLedgerCommand(t *testing.T) {
+	t.Parallel()
 	f := newCluster(t, 1, cluster.Options{})
 	f.expect(provoked...)
 	must(t, f.StartPair())
