@@ -37,14 +37,14 @@ type LocalStatus struct {
 
 const scheme = "https://"
 
-// Members reads the list of members; linearizable unless local is set, which
-// asks whoever answers.
+// Members reads the list of members; linearizable, as a change needs it, which
+// may have to wait for an election; or, if local is set, from whoever answers.
 func (e *Etcd) Members(ctx context.Context, local bool) ([]MemberInfo, error) {
-	ctx, cancel := context.WithTimeout(ctx, repl.RegisterPatience)
-	defer cancel()
 	if local {
 		return e.localMembers(ctx)
 	}
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
 	r, err := ask(ctx, e, func(ctx context.Context, c *clientv3.Client) (*clientv3.MemberListResponse, error) {
 		return c.MemberList(ctx)
 	})
@@ -57,6 +57,8 @@ func (e *Etcd) Members(ctx context.Context, local bool) ([]MemberInfo, error) {
 // localMembers asks one endpoint after the other for the list that it has. An
 // answer says nothing about a majority.
 func (e *Etcd) localMembers(ctx context.Context) ([]MemberInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, repl.RegisterPatience)
+	defer cancel()
 	err := errNoEndpoints
 	for _, p := range e.ordered() {
 		var c *clientv3.Client
