@@ -153,11 +153,13 @@ func (t *transport) admit(conn net.Conn) error {
 	if err != nil {
 		return err
 	}
+	if problem != nil {
+		t.report(problem) // before the other side knows, which may hang up
+	}
 	if _, err := conn.Write(append([]byte{verdict}, answer...)); err != nil {
 		return fmt.Errorf("answer hello: %w", err)
 	}
 	if problem != nil {
-		t.report(problem)
 		return problem
 	}
 	return conn.SetDeadline(time.Time{})

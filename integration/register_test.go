@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,12 +11,7 @@ import (
 	"testing"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/embed"
-	"go.uber.org/zap"
-
 	"slotfs/integration/cluster"
-	"slotfs/integration/loopback"
 )
 
 // noise is what etcd and the others say while members come and go.
@@ -76,24 +70,6 @@ func (f *fixture) run(n *cluster.Node, args ...string) string {
 	return out
 }
 
-func (f *fixture) etcd(n *cluster.Node) *clientv3.Client {
-	f.t.Helper()
-	c, err := n.Etcd()
-	must(f.t, err)
-	f.t.Cleanup(func() { c.Close() })
-	return c
-}
-
-// revision is how often the register was changed.
-func (f *fixture) revision(c *clientv3.Client) int64 {
-	f.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	r, err := c.Get(ctx, "x")
-	must(f.t, err)
-	return r.Header.Revision
-}
-
 // survives kills the primary: the other node takes over, and is joined again.
 func (f *fixture) survives(primary, other *cluster.Node) {
 	f.t.Helper()
@@ -104,9 +80,8 @@ func (f *fixture) survives(primary, other *cluster.Node) {
 	must(f.t, f.WaitInSync())
 }
 
-// TestRegisterWitness: the witness is shown and leads; the register is not
-// written unless a role changes; it survives the loss of the witness and of
-// the data node that it is not.
+// TestRegisterWitness: the witness is shown and leads; the register survives
+// the loss of the witness and of the data node that it is not.
 func TestRegisterWitness(t *testing.T) {
 	t.Parallel()
 	f := witnessed(t)
@@ -126,20 +101,6 @@ func TestRegisterWitness(t *testing.T) {
 	must(t, err)
 	if m["slotfs_register_up"] != 1 || m[`slotfs_register_member_leads{member="w"}`] != 1 {
 		t.Errorf("metrics: %v %v", m["slotfs_register_up"], m[`slotfs_register_member_leads{member="w"}`])
-	}
-
-	// Load and time write nothing.
-	c := f.etcd(n2)
-	before := f.revision(c)
-	for i := range 60 {
-		f.deliver(n1, fmt.Sprintf("user%d", i))
-		must(t, os.RemoveAll(filepath.Join(n1.Mount, fmt.Sprintf("user%d", i))))
-	}
-	if _, err := f.WaitEqual(); err != nil {
-		t.Fatal(err)
-	}
-	if after := f.revision(c); after != before {
-		t.Errorf("the register was changed %d times by mail", after-before)
 	}
 
 	// Without the witness the pair serves, says so, and can still fail over.
@@ -339,50 +300,6 @@ func TestRegisterAllLost(t *testing.T) {
 	must(t, f.WaitInSync())
 }
 
-// external runs an etcd in this process, and gives the config that uses it.
-func external(t *testing.T) (config string) {
-	t.Helper()
-	host, err := loopback.Take()
-	must(t, err)
-	t.Cleanup(func() { must(t, host.Close()) })
-	peer, client := host.Addr(12380), host.Addr(12379)
-	c := embed.NewConfig()
-	c.Dir, c.LogLevel = t.TempDir(), "error"
-	c.ListenPeerUrls, c.AdvertisePeerUrls = []url.URL{{Scheme: "http", Host: peer}}, []url.URL{{Scheme: "http", Host: peer}}
-	c.ListenClientUrls, c.AdvertiseClientUrls = []url.URL{{Scheme: "http", Host: client}}, []url.URL{{Scheme: "http", Host: client}}
-	c.InitialCluster = c.InitialClusterFromName(c.Name)
-	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
-	e, err := embed.StartEtcd(c)
-	must(t, err)
-	t.Cleanup(e.Close)
-	return `mode = "etcd"` + "\nendpoints = [\"http://" + client + "\"]"
-}
-
-// TestRegisterExternal: the register is an etcd that is there anyway.
-func TestRegisterExternal(t *testing.T) {
-	t.Parallel()
-	endpoint := external(t)
-	f := newCluster(t, 2, cluster.Options{Timeout: 25 * time.Second})
-	f.expect(noise...)
-	n1, n2 := f.Nodes[0], f.Nodes[1]
-	for _, n := range f.Nodes {
-		must(t, n.Edit(`mode = "none"`, endpoint))
-	}
-	must(t, f.StartPair())
-	f.deliver(n1, "ann")
-	f.fails(n1, 8, []string{"register", "add", "x", "127.0.0.1:1"}, "etcdctl")
-	f.fails(n1, 8, []string{"register", "restore"}, "etcdctl")
-	if out := f.run(n2, "status"); !strings.Contains(out, "register: etcd; answered") {
-		t.Errorf("status: %s", out)
-	}
-	must(t, n1.Kill())
-	must(t, n2.WaitMounted())
-	f.deliver(n2, "bob")
-	must(t, n1.Clear())
-	must(t, n1.Start())
-	must(t, f.WaitInSync())
-}
-
 // TestRegisterNone: without a register nothing of it runs.
 func TestRegisterNone(t *testing.T) {
 	t.Parallel()
@@ -398,40 +315,4 @@ func TestRegisterNone(t *testing.T) {
 	if out := f.run(n, "register", "status"); !strings.Contains(out, "there is no register") {
 		t.Errorf("register status: %s", out)
 	}
-}
-
-// TestRegisterIntroduced: a pair that had no register gets one. Nobody becomes
-// primary before the store's record was made from a slot that is in sync.
-func TestRegisterIntroduced(t *testing.T) {
-	t.Parallel()
-	endpoint := external(t)
-	f := newCluster(t, 2, cluster.Options{Timeout: 25 * time.Second})
-	f.expect(noise...)
-	f.expect(provoked...)
-	f.expect("slotfs register restore")
-	n1, n2 := f.Nodes[0], f.Nodes[1]
-	must(t, f.StartPair())
-	f.deliver(n1, "ann")
-	// The primary first: it must not have gone on alone.
-	must(t, n1.Kill())
-	must(t, n2.Stop())
-	for _, n := range f.Nodes {
-		must(t, n.Edit(`mode = "none"`, endpoint))
-	}
-	must(t, n1.Start())
-	must(t, f.Wait("n1 to say what is missing", func() error {
-		s, err := n1.Slot()
-		if err == nil && !strings.Contains(s.Repl.Doing, "slotfs register restore") {
-			err = fmt.Errorf("it says %q", s.Repl.Doing)
-		}
-		return err
-	}))
-	f.fails(n1, 8, []string{"register", "restore", f.Store, "--yes"}, "does not answer, and may know a later epoch", "--force")
-	must(t, n2.Start())
-	must(t, f.Wait("n1 to see n2", func() error {
-		_, err := n1.Run("register", "restore", f.Store, "--yes")
-		return err
-	}))
-	must(t, f.WaitInSync())
-	f.equal()
 }

@@ -51,6 +51,7 @@ type Cluster struct {
 
 	bin     string
 	members []*Node // of the register
+	more    []*Node // witnesses besides Witness
 	timeout time.Duration
 	options Options
 }
@@ -142,6 +143,27 @@ func (c *Cluster) Add(name string) (*Node, error) {
 		return nil, err
 	}
 	return n, c.join(n)
+}
+
+// AddWitnesses makes more nodes without slots. The configs of these, and of
+// these only, list them among the register's members.
+func (c *Cluster) AddWitnesses(names ...string) ([]*Node, error) {
+	var added []*Node
+	for _, name := range names {
+		n, err := c.node(name, -1)
+		if err != nil {
+			return nil, err
+		}
+		n.witness = true
+		added = append(added, n)
+	}
+	c.members, c.more = append(c.members, added...), append(c.more, added...)
+	for _, n := range added {
+		if err := n.init(); err != nil {
+			return nil, err
+		}
+	}
+	return added, nil
 }
 
 // join configures a node. It joins through all nodes before it, and they
@@ -249,7 +271,7 @@ func (c *Cluster) All() []*Node {
 	if c.Witness == nil {
 		return slices.Clone(c.Nodes)
 	}
-	return append(slices.Clone(c.Nodes), c.Witness)
+	return append(append(slices.Clone(c.Nodes), c.Witness), c.more...)
 }
 
 // Start starts all nodes, at one time if there is a register, which forms when
@@ -306,6 +328,9 @@ func (c *Cluster) Stop() error {
 	}
 	if c.Witness != nil {
 		errs = append(errs, c.Witness.Stop())
+	}
+	for _, n := range c.more {
+		errs = append(errs, n.Stop())
 	}
 	return errors.Join(errs...)
 }

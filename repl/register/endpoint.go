@@ -32,6 +32,8 @@ const (
 type endpoint struct {
 	url    string
 	client *clientv3.Client // nil: not connected yet
+	why    error            // what is wrong with it, if that is known; see diagnose
+	looked time.Time        // when that was last looked into
 }
 
 var (
@@ -170,6 +172,9 @@ func ask[T any](ctx context.Context, e *Etcd, f func(context.Context, *clientv3.
 					a.value, a.err = f(actx, c)
 				}
 				answers <- a
+				if a.err != nil && ctx.Err() != context.Canceled {
+					e.diagnose(p, a.err)
+				}
 			}()
 		}
 		timer := time.NewTimer(hedge)

@@ -21,7 +21,7 @@ const (
 // answered notes that a majority has answered through p.
 func (e *Etcd) answered(p *endpoint) {
 	e.mu.Lock()
-	e.good = p
+	e.good, p.why = p, nil
 	was := e.reach
 	e.reach = repl.Reach{Heard: time.Now()}
 	var back chan struct{}
@@ -42,6 +42,10 @@ func (e *Etcd) failed(last, cause error) error {
 		return cause // the caller lost interest: that says nothing
 	}
 	e.mu.Lock()
+	if why := e.knownLocked(); why != nil {
+		last = why
+		err = fmt.Errorf("no majority answered: %w", last)
+	}
 	news := e.reach.Since.IsZero()
 	if news {
 		e.reach.Since = time.Now()
