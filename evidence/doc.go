@@ -14,13 +14,16 @@
 //	  id            number of the message within the store, decimal
 //	  size          bytes, decimal
 //	  date          mtime = INTERNALDATE, RFC 3339 with nanoseconds, UTC
-//	  arrived       when the store took it, the same, or - if the log no longer says
+//	  arrived       when the store took it, the same; of an adopted message when its
+//	                checksum was taken, at the latest; - if the log no longer says
 //	  how           delivered or adopted
 //	  xxh64         of the content, 16 hexadecimal digits (of files over 1 MiB the
 //	                combination of their blocks, package op)
 //	  sha256        of the content, 64 hexadecimal digits
 //	  content       verified: it was read and matches; damaged: it could not be;
-//	                removed: it was removed while the list was being made
+//	                removed: it was removed while the list was being made;
+//	                unverified: adopted, and the store has no checksum yet: this
+//	                one was taken for the list
 //	  path          from the store's root
 //	  message-id    of its header; may be empty
 //	(an empty line)

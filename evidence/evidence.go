@@ -33,8 +33,11 @@ const (
 // What its content was when the list was made.
 const (
 	Verified = "verified"
-	Damaged  = "damaged"
-	Removed  = "removed" // while the list was being made
+	// Unverified: adopted, and its checksum was taken for this list; the store has
+	// none yet.
+	Unverified = "unverified"
+	Damaged    = "damaged"
+	Removed    = "removed" // while the list was being made
 )
 
 // Head says what a list is of.

@@ -77,7 +77,7 @@ func (f *FS) insert(in *meta.Inode) *node {
 			}
 		}
 	}
-	if n.isRegular() && in.Sum == nil {
+	if n.isRegular() && in.Sum == nil && !n.sealed {
 		f.wantSeal(n)
 	}
 	return n

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"slotfs/meta/op"
 )
 
 // spool writes a Maildir tree without slotfs, and returns what it holds.
@@ -119,8 +121,11 @@ func TestAdopt(t *testing.T) {
 	if inodeOf(t, filepath.Join(tree, "ann/cur/1.M1.host:2,S")) != inode {
 		t.Error("a file was copied")
 	}
-	if upTo, at := s.Adopted(); upTo == 0 || time.Since(at) > time.Minute || s.StoreID().IsZero() || len(s.Log.Epochs()) != 1 {
-		t.Errorf("adopted up to %d at %v, store %v", upTo, at, s.StoreID())
+	if a := s.Adopted(); a == nil || a.UpTo == 0 || time.Since(a.Begun) > time.Minute || !a.Verified.IsZero() || s.StoreID().IsZero() || len(s.Log.Epochs()) != 1 {
+		t.Errorf("adopted %+v, store %v", a, s.StoreID())
+	}
+	if st := s.Stats(); st.Unverified != 240 || st.UnverifiedBytes == 0 {
+		t.Errorf("%+v", st)
 	}
 	if _, err := Adopt(t.Context(), dir, AdoptOptions{}); err == nil {
 		t.Error("adopted again")
@@ -134,9 +139,185 @@ func TestAdopt(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = openSlot(t, dir, Options{})
-	if got := s.Stats(); got.Digest != stats.Digest || got.Messages != 240 {
+	if got := s.Stats(); got.Digest != stats.Digest || got.Messages != 240 || got.Unverified != 240 {
 		t.Errorf("rebuilt: %+v, was %+v", got, stats)
 	}
+}
+
+// adopted opens a slot whose spool was adopted.
+func adopted(t *testing.T) (s *Slot, dir string, want map[string]string) {
+	t.Helper()
+	dir = filepath.Join(t.TempDir(), "a")
+	if _, err := Create(dir, Identity{Store: "m"}); err != nil {
+		t.Fatal(err)
+	}
+	want = spool(t, filepath.Join(dir, dirTree))
+	if _, err := Adopt(t.Context(), dir, AdoptOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	return openSlot(t, dir, Options{}), dir, want
+}
+
+// lead makes s a primary that is alone, in its next epoch.
+func lead(t *testing.T, s *Slot) {
+	t.Helper()
+	epoch := s.Log.Last().Epoch + 1
+	s.Log.Lead(epoch, nil)
+	if _, err := s.Log.Append(&op.EpochBegin{Epoch: epoch, Primary: s.ID, Members: []op.SlotID{s.ID}, Store: s.StoreID()}); err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+}
+
+// until waits for a state that entries bring about.
+func until(t *testing.T, s *Slot, ok func() bool) {
+	t.Helper()
+	end := time.After(30 * time.Second)
+	for {
+		applied := s.Log.Applied.Changed()
+		if ok() {
+			return
+		}
+		select {
+		case <-applied:
+		case <-end:
+			t.Fatalf("not reached: %+v", s.Adoption())
+		}
+	}
+}
+
+// takeAll has s read its adopted messages until ok.
+func takeAll(t *testing.T, s *Slot, ok func() bool) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); s.AdoptLoop(ctx) }()
+	until(t, s, ok)
+	stop()
+	<-done
+}
+
+// An adopted store is served, and copied, before it was read. The primary takes the
+// checksums, replicas compare their copies; then it is a store like every other.
+func TestAdoptedIsVerified(t *testing.T) {
+	s, _, want := adopted(t)
+	lead(t, s)
+	other := filepath.Join(t.TempDir(), "b")
+	if _, err := Create(other, Identity{Store: "m"}); err != nil {
+		t.Fatal(err)
+	}
+	repaired := make(chan string, 10)
+	r := openSlot(t, other, Options{Fetch: func(ctx context.Context, id op.ID, want op.Sum) (Copy, error) {
+		b := make([]byte, want.Size)
+		_, err := s.ReadAt(ctx, id, b, 0)
+		return Copy{Data: b, From: "s"}, err
+	}, OnEvent: func(e Event) {
+		if e.Kind == EventRepaired {
+			repaired <- e.Path
+		}
+	}})
+	sn, err := s.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sn.Close()
+	if err := resync(t, r, source{s, sn}, 0, never); err != nil {
+		t.Fatal(err)
+	}
+	if st := r.Stats(); st.Unverified != 240 || r.Adopted() == nil {
+		t.Errorf("the replica: %+v", st)
+	}
+	checkClean(t, s)
+	checkClean(t, r)
+	const rotten = "bob/cur/7.M1.host:2,S"
+	rewrite(t, filepath.Join(other, dirTree, rotten), func(b []byte) []byte { b[len(b)/2] ^= 1; return b })
+
+	takeAll(t, s, func() bool { return !s.unread() })
+	if a := s.Adoption(); a.Unverified != 0 || a.BadCount != 0 || time.Since(a.Verified) > time.Minute {
+		t.Errorf("%+v", a)
+	}
+	entries, err := s.Log.Read(r.Log.Last().Seq+1, 1<<30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	follow(t, r, entries)
+	select {
+	case path := <-repaired:
+		if path != rotten {
+			t.Errorf("repaired %q", path)
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("the replica did not compare its copies")
+	}
+	sameSlots(t, r, s)
+	for _, x := range []*Slot{s, r} {
+		checkClean(t, x)
+		for rel, text := range want {
+			id, err := x.Lookup(rel)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b := make([]byte, len(text)+1)
+			if k, err := x.ReadAt(t.Context(), id, b, 0); err != nil || string(b[:k]) != text {
+				t.Errorf("%s: %q, %v", rel, b[:k], err)
+			}
+			n, err := x.Inode(id)
+			if err != nil || n.Sealed && !n.Sum.Equal(op.SumOf([]byte(text))) {
+				t.Errorf("%s: %+v, %v", rel, n, err)
+			}
+		}
+	}
+	// The index can be made again from the tree and the log.
+	stats := r.Stats()
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(other, dirIndex)); err != nil {
+		t.Fatal(err)
+	}
+	r = openSlot(t, other, Options{})
+	if got := r.Stats(); got.Digest != stats.Digest || got.Unverified != 0 {
+		t.Errorf("rebuilt: %+v, was %+v", got, stats)
+	}
+}
+
+// A message that cannot be read stays unverified and is reported, until it can be;
+// one that is removed before it was read can be brought back.
+func TestAdoptedUnreadable(t *testing.T) {
+	s, dir, want := adopted(t)
+	const bad, removed = "bob/cur/7.M1.host:2,S", "ann/cur/9.M1.host:2,S"
+	path := filepath.Join(dir, dirTree, bad)
+	rewrite(t, path, func([]byte) []byte { return []byte("short") })
+	lead(t, s)
+	gone, err := s.Lookup(removed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := s.Inode(gone)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Log.Append(&op.Unlink{ID: gone, Parent: n.Names[0].Dir, Name: n.Names[0].Name}); err != nil {
+		t.Fatal(err)
+	}
+	takeAll(t, s, func() bool { a := s.Adoption(); return a.Unverified == 1 && a.BadCount == 1 })
+	a := s.Adoption()
+	if a.Bad[0].Path != bad || !a.Verified.IsZero() || s.ScrubStatus().Damaged != 1 || s.Events.Counts()[EventDamaged] != 1 {
+		t.Errorf("%+v, %v", a, s.Events.List())
+	}
+	if d, err := s.Deletion(gone); err != nil || d.Inode.Size != n.Size || d.Path != removed {
+		t.Errorf("%+v, %v", d, err)
+	}
+	b := make([]byte, n.Size)
+	if k, err := s.ReadAt(t.Context(), gone, b, 0); err != nil || string(b[:k]) != want[removed] {
+		t.Errorf("%q, %v", b[:k], err)
+	}
+	rewrite(t, path, func([]byte) []byte { return []byte(want[bad]) })
+	takeAll(t, s, func() bool { return !s.unread() })
+	if a := s.Adoption(); a.Unverified != 0 || a.BadCount != 0 || a.Verified.IsZero() || s.ScrubStatus().Damaged != 0 {
+		t.Errorf("%+v", a)
+	}
+	checkClean(t, s)
 }
 
 func inodeOf(t *testing.T, path string) uint64 {

@@ -314,7 +314,7 @@ func (x *index) applySeal(c *change, o *op.Seal) error {
 	if n == nil {
 		return err
 	}
-	if n.Changed != o.Of || n.Size != o.Sum.Size || n.Sealed {
+	if n.Changed != o.Of || n.Size != o.Sum.Size || n.Sealed && n.Sum != nil {
 		c.old, c.n = nil, nil
 		return nil // changed meanwhile: void
 	}

@@ -64,7 +64,7 @@ func decodeDeletion(id op.ID, b []byte) (*Deletion, error) {
 // noteDeleted records, while c is applied, that old loses its last name at; mu is
 // held.
 func (x *index) noteDeleted(c *change, old *Inode, at Name) error {
-	if !old.Sealed || old.Sum == nil {
+	if !old.Sealed {
 		return nil
 	}
 	dir, err := x.pathLocked(at.Dir)

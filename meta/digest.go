@@ -91,6 +91,9 @@ type Stats struct {
 	Messages   uint64    `json:"messages"` // sealed files
 	Bytes      uint64    `json:"bytes"`    // of regular files
 	Checkpoint op.Pos    `json:"checkpoint"`
+
+	Unverified      uint64 `json:"unverified"` // adopted messages without a checksum as yet
+	UnverifiedBytes uint64 `json:"unverified_bytes"`
 }
 
 // Stats returns the totals of the applied state.
@@ -99,6 +102,7 @@ func (s *Slot) Stats() Stats {
 	return Stats{
 		Pos: st.Pos, Time: st.Time, Digest: st.Digest,
 		Objects: st.Objects, Messages: st.Messages, Bytes: st.Bytes, Checkpoint: base.Pos,
+		Unverified: st.Unverified, UnverifiedBytes: st.UnverifiedBytes,
 	}
 }
 

@@ -34,7 +34,7 @@ func (x *index) fork() (f *index, release func()) {
 // merge lays what o says over d.
 func (d *delta) merge(o *delta) {
 	maps.Copy(d.inodes, o.inodes)
-	maps.Copy(d.unsealed, o.unsealed)
+	maps.Copy(d.lacking, o.lacking)
 	for dir, names := range o.entries {
 		if d.entries[dir] == nil {
 			d.entries[dir] = make(map[string]Child, len(names))

@@ -73,26 +73,44 @@ type state struct {
 	Objects  uint64    `json:"objects"`
 	Messages uint64    `json:"messages"` // sealed files
 	Bytes    uint64    `json:"bytes"`    // of regular files
+
+	Unverified      uint64 `json:"unverified,omitempty"` // messages without a checksum
+	UnverifiedBytes uint64 `json:"unverified_bytes,omitempty"`
+}
+
+// count adds n to the totals, or with sign -1 takes it away.
+func (st *state) count(n *Inode, sign int64) {
+	st.Objects += uint64(sign)
+	if n.IsRegular() {
+		st.Bytes += uint64(sign * n.Size)
+	}
+	if n.Sealed {
+		st.Messages += uint64(sign)
+	}
+	if n.lacks() == lacksSum {
+		st.Unverified += uint64(sign)
+		st.UnverifiedBytes += uint64(sign * n.Size)
+	}
 }
 
 // delta is a set of changes to the index: nil and ID 0 stand for removal.
 type delta struct {
-	inodes   map[op.ID]*Inode
-	entries  map[op.ID]map[string]Child
-	subdirs  map[op.ID]map[op.ID]bool
-	unsealed map[op.ID]bool
-	deleted  map[op.ID]*Deletion
-	records  int   // upper bound of the records to write
-	bytes    int64 // upper bound of their bytes
+	inodes  map[op.ID]*Inode
+	entries map[op.ID]map[string]Child
+	subdirs map[op.ID]map[op.ID]bool
+	lacking map[op.ID]lack
+	deleted map[op.ID]*Deletion
+	records int   // upper bound of the records to write
+	bytes   int64 // upper bound of their bytes
 }
 
 func newDelta() *delta {
 	return &delta{
-		inodes:   make(map[op.ID]*Inode),
-		entries:  make(map[op.ID]map[string]Child),
-		subdirs:  make(map[op.ID]map[op.ID]bool),
-		unsealed: make(map[op.ID]bool),
-		deleted:  make(map[op.ID]*Deletion),
+		inodes:  make(map[op.ID]*Inode),
+		entries: make(map[op.ID]map[string]Child),
+		subdirs: make(map[op.ID]map[op.ID]bool),
+		lacking: make(map[op.ID]lack),
+		deleted: make(map[op.ID]*Deletion),
 	}
 }
 
@@ -336,23 +354,30 @@ func (x *index) subdirs(dir op.ID) ([]op.ID, error) {
 	return amend(list, changed), nil
 }
 
-// unsealed lists the ids of regular files without a checksum, ascending.
-func (x *index) unsealed() ([]op.ID, error) {
+// lacking lists up to limit ids from `from` on, ascending, of regular files that
+// lack this.
+func (x *index) lacking(what lack, from op.ID, limit int) ([]op.ID, error) {
 	x.mu.RLock()
 	changed := make(map[op.ID]bool)
 	for _, d := range []*delta{x.frozen, x.active} {
-		if d != nil {
-			maps.Copy(changed, d.unsealed)
+		if d == nil {
+			continue
+		}
+		for id, is := range d.lacking {
+			if id >= from {
+				changed[id] = is == what
+			}
 		}
 	}
 	v := view{x.db.NewTransaction(false)}
 	x.mu.RUnlock()
 	defer v.txn.Discard()
-	list, err := v.ids([]byte{prefixUnsealed})
+	list, err := v.lacking(what, from, limit, changed)
 	if err != nil {
 		return nil, err
 	}
-	return amend(list, changed), nil
+	list = amend(list, changed)
+	return list[:min(limit, len(list))], nil
 }
 
 // amend adds to, and takes from, ids in order what changed says.

@@ -212,8 +212,17 @@ func (d *delta) each(set func(k, v []byte) error, del func(k []byte) error) erro
 			return err
 		}
 	}
-	for id, present := range d.unsealed {
-		if err := flag(unsealedKey(id), present); err != nil {
+	for id, is := range d.lacking {
+		var err error
+		switch is {
+		case lacksNothing:
+			err = del(lackKey(id))
+		case lacksSeal:
+			err = set(lackKey(id), nil)
+		default:
+			err = set(lackKey(id), []byte{byte(is)})
+		}
+		if err != nil {
 			return err
 		}
 	}

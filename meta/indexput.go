@@ -57,13 +57,13 @@ func (x *index) replace(old, n *Inode, when int64) error {
 		id = old.ID
 		d := ownElements(old)
 		x.state.Digest.Sub(d)
-		x.count(old, -1)
+		x.state.count(old, -1)
 	}
 	if n != nil {
 		id = n.ID
 		d := ownElements(n)
 		x.state.Digest.Add(d)
-		x.count(n, +1)
+		x.state.count(n, +1)
 	}
 	// Without an error from here on, or the totals would be off: the only ones
 	// possible contradict the index, and fault the slot.
@@ -82,34 +82,43 @@ func (x *index) replace(old, n *Inode, when int64) error {
 		}
 	}
 	x.store(id, n)
-	if is := n.unsealed(); is != old.unsealed() {
-		x.storeUnsealed(id, is)
+	if is := n.lacks(); is != old.lacks() {
+		x.storeLack(id, is)
 	}
 	return e.finish()
 }
 
-func (x *index) storeUnsealed(id op.ID, is bool) {
-	if _, again := x.active.unsealed[id]; !again {
+func (x *index) storeLack(id op.ID, is lack) {
+	if _, again := x.active.lacking[id]; !again {
 		x.active.records++
-		x.active.bytes += 9 + recordCost
+		x.active.bytes += 10 + recordCost
 	}
-	x.active.unsealed[id] = is
+	x.active.lacking[id] = is
 }
 
-// unsealed reports whether n, which may be nil, is a regular file without a
-// checksum.
-func (n *Inode) unsealed() bool { return n != nil && n.Sum == nil && n.IsRegular() }
+// lack is what a regular file is without, as it is without a checksum.
+type lack byte
 
-// count adds n to, or with sign -1 takes it from, the totals.
-func (x *index) count(n *Inode, sign int64) {
-	x.state.Objects += uint64(sign)
-	if n.IsRegular() {
-		x.state.Bytes += uint64(sign * n.Size)
+const (
+	lacksNothing lack = iota
+	lacksSeal         // a control file that has changed since it was sealed
+	lacksSum          // an adopted message that was not read yet: it is unverified
+)
+
+// lacks is what n, which may be nil, is without.
+func (n *Inode) lacks() lack {
+	switch {
+	case n == nil || n.Sum != nil || !n.IsRegular():
+		return lacksNothing
+	case n.Sealed:
+		return lacksSum
 	}
-	if n.Sealed {
-		x.state.Messages += uint64(sign)
-	}
+	return lacksSeal
 }
+
+// Unverified reports whether n is an adopted message whose checksum was not taken
+// yet.
+func (n *Inode) Unverified() bool { return n.lacks() == lacksSum }
 
 // edit collects what one replace does to directories.
 type edit struct {

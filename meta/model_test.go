@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -271,7 +272,7 @@ func (m *model) compareIndex(t testing.TB, x *index) {
 	if st.Objects != uint64(seen) || seen != len(m.objects) || st.Messages != messages || st.Bytes != size {
 		t.Errorf("totals %+v, want %d objects, %d messages, %d bytes", st, len(m.objects), messages, size)
 	}
-	unsealed, err := x.unsealed()
+	unsealed, err := x.lacking(lacksSeal, 0, math.MaxInt)
 	if err != nil {
 		t.Fatal(err)
 	}

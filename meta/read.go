@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 
 	"golang.org/x/sys/unix"
 
@@ -42,11 +43,11 @@ func (s *Slot) Children(dir op.ID) (list []Child, err error) {
 	return list, err
 }
 
-// Unsealed lists the regular files of the applied state without a checksum,
-// ascending: control files that have changed since they were sealed.
+// Unsealed lists the control files of the applied state that have changed since
+// they were sealed, ascending.
 func (s *Slot) Unsealed() (ids []op.ID, err error) {
 	err = s.healed(func() (err error) {
-		ids, err = s.ix.unsealed()
+		ids, err = s.ix.lacking(lacksSeal, 0, math.MaxInt)
 		return err
 	})
 	return ids, err

@@ -167,7 +167,7 @@ func (b *rebuilder) inode(path string, st *unix.Stat_t, m mark) (*Inode, error) 
 		if m.Sized {
 			in.Sum, err = b.sum(path, m)
 		}
-		if m.Sealed {
+		if m.Sealed && m.Sized {
 			in.Size = m.Size
 		}
 	case typeSymlink:
@@ -278,7 +278,7 @@ func (b *rebuilder) attributes(e *op.Entry) {
 			return max(size, o.Off+o.Len)
 		})
 	case *op.Seal:
-		if n := b.inodes[o.ID]; n != nil && n.Changed == o.Of && n.Size == o.Sum.Size && !n.Sealed {
+		if n := b.inodes[o.ID]; n != nil && n.Changed == o.Of && n.Size == o.Sum.Size && (!n.Sealed || n.Sum == nil) {
 			sum := o.Sum
 			n.Sum = &sum
 		}

@@ -16,7 +16,8 @@ import (
 //	'i' id u64               inode record
 //	'e' directory u64 name   id u64, type u32
 //	's' directory u64 id u64 (empty) id is a directory in directory
-//	'u' id u64               (empty) id is a regular file without a checksum
+//	'u' id u64               id is a regular file without a checksum: (empty) a
+//	                         control file, or u8 2: an adopted message
 //	'w' id u64               u8: content that a resync still has to fetch (0), or
 //	                         that the source has no longer (1); see resync.go
 //
@@ -24,13 +25,13 @@ import (
 //
 // 'e', 's' and 'u' follow from the inode records; they are the ways in.
 const (
-	prefixState    = 'm'
-	prefixInode    = 'i'
-	prefixEntry    = 'e'
-	prefixSubdir   = 's'
-	prefixUnsealed = 'u'
-	prefixWanted   = 'w'
-	prefixDeleted  = 'd'
+	prefixState   = 'm'
+	prefixInode   = 'i'
+	prefixEntry   = 'e'
+	prefixSubdir  = 's'
+	prefixLack    = 'u'
+	prefixWanted  = 'w'
+	prefixDeleted = 'd'
 )
 
 const keyState = "mstate"
@@ -39,8 +40,8 @@ func inodeKey(id op.ID) []byte {
 	return binary.BigEndian.AppendUint64([]byte{prefixInode}, uint64(id))
 }
 
-func unsealedKey(id op.ID) []byte {
-	return binary.BigEndian.AppendUint64([]byte{prefixUnsealed}, uint64(id))
+func lackKey(id op.ID) []byte {
+	return binary.BigEndian.AppendUint64([]byte{prefixLack}, uint64(id))
 }
 
 func entryKey(dir op.ID, name string) []byte {

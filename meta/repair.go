@@ -293,25 +293,40 @@ func (s *Slot) keepBad(at physical, n *Inode, cause error) (string, error) {
 }
 
 // verifySeal compares what a Seal says with this slot's own copy: the one
-// moment at which the control files of all slots are compared byte by byte.
+// moment at which the control files, and the adopted messages, of all slots are
+// compared byte by byte.
 //
-// It goes on beside the applier. If that changes the file meanwhile, there is
-// nothing to compare any more: repair looks before it acts.
+// It goes on beside the applier, one after the other. If that changes the file
+// meanwhile, there is nothing to compare any more: repair looks before it acts.
 func (s *Slot) verifySeal(n *Inode) {
-	if s.ahead() {
-		return
+	if n.Sealed && s.Log.Leading() || !n.Sealed && s.ahead() {
+		return // the primary has just read the message
 	}
-	s.work.Go(func() {
-		s.sealing.Lock()
-		defer s.sealing.Unlock()
-		if s.ctx.Err() != nil || s.intact(n) || s.lost(n) {
-			return
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sealed = append(s.sealed, n.ID); len(s.sealed) == 1 {
+		s.work.Go(s.verifySealed)
+	}
+}
+
+// verifySealed does so until nothing waits for it.
+func (s *Slot) verifySealed() {
+	for more := true; more && s.ctx.Err() == nil; {
+		s.mu.Lock()
+		id := s.sealed[0]
+		s.mu.Unlock()
+		n, err := s.ix.inode(id)
+		if err == nil && n.Sum != nil && !s.intact(n) && !s.lost(n) && s.ctx.Err() == nil {
+			err = s.repair(s.ctx, n.ID, n.Changed, errors.New("content differs from the primary's seal"))
 		}
-		err := s.repair(s.ctx, n.ID, n.Changed, errors.New("content differs from the primary's seal"))
 		if err != nil && !errors.Is(err, errChanged) && !errors.Is(err, ErrNotExist) && s.ctx.Err() == nil {
-			s.log.Error("repair of a control file", keyID, uint64(n.ID), keyErr, err)
+			s.log.Error("verification of a seal", keyID, uint64(id), keyErr, err)
 		}
-	})
+		s.mu.Lock()
+		s.sealed = s.sealed[1:]
+		more = len(s.sealed) > 0
+		s.mu.Unlock()
+	}
 }
 
 // lost reports whether n is known to be without its content on this slot.

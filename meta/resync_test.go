@@ -83,7 +83,7 @@ type source struct {
 // resync drives a whole one; stop is asked before each step.
 func resync(t testing.TB, dst *Slot, src source, common uint64, stop func() error) error {
 	t.Helper()
-	err := dst.ResyncBegin(ResyncTarget{Store: testStore, State: src.sn.State(), Common: common, From: "n1"})
+	err := dst.ResyncBegin(ResyncTarget{Store: src.s.StoreID(), State: src.sn.State(), Common: common, From: "n1"})
 	if err != nil {
 		return err
 	}

@@ -202,7 +202,7 @@ func (s *Slot) stageContent(path string, now *Inode, content io.Reader) (int64, 
 	if err != nil {
 		return 0, err
 	}
-	if want.Sealed && (want.Sum == nil || now.Sum == nil || !want.Sum.Equal(*now.Sum)) {
+	if want.Sealed && want.Sum != nil && (now.Sum == nil || !want.Sum.Equal(*now.Sum)) {
 		return 0, errors.New("is another message at the source")
 	}
 	if err := s.Space(now.Size); err != nil {

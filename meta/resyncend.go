@@ -136,14 +136,8 @@ func auditDir(x indexView, id op.ID, sum *state, reached map[op.ID]struct{}) (su
 			continue
 		}
 		reached[c.ID] = struct{}{}
-		sum.Objects++
 		sum.Digest.Add(ownElements(n))
-		if n.Sealed {
-			sum.Messages++
-		}
-		if n.IsRegular() {
-			sum.Bytes += uint64(n.Size)
-		}
+		sum.count(n, +1)
 	}
 	switch {
 	case entries != dir.Entries:

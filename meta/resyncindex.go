@@ -130,7 +130,7 @@ func (x *index) storeRaw(n *Inode) {
 // storeRawLocked is storeRaw for who holds mu; n is nil for removal.
 func (x *index) storeRawLocked(id op.ID, n *Inode) {
 	x.store(id, n)
-	x.storeUnsealed(id, n.unsealed())
+	x.storeLack(id, n.lacks())
 }
 
 // replaceDir makes the entries of a directory those in children, and stores the

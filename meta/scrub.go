@@ -40,6 +40,7 @@ type ScrubOptions struct {
 type ScrubProgress struct {
 	Objects      uint64            `json:"objects"`
 	Messages     uint64            `json:"messages"`
+	Unverified   uint64            `json:"unverified,omitempty"` // of them: adopted, without a checksum as yet
 	Bytes        int64             `json:"bytes"`
 	TotalObjects uint64            `json:"total_objects"` // estimated
 	TotalBytes   int64             `json:"total_bytes"`
@@ -135,8 +136,9 @@ func (s *Slot) newPass(o ScrubOptions, r ScrubReport) *pass {
 		Started: time.Now(), Found: map[string]uint64{}, Medium: map[string]uint64{}}}
 }
 
-// usersDid counts what users do: reads, and entries of the log.
-func (s *Slot) usersDid() uint64 { return s.reads.Load() + s.Log.Last().Seq }
+// usersDid counts what users do: reads, and entries of the log that are not about
+// what is read in the background.
+func (s *Slot) usersDid() uint64 { return s.reads.Load() + s.Log.Last().Seq - s.adopting.seals.Load() }
 
 // run goes through what the pass is about.
 func (p *pass) run(ctx context.Context) error {
@@ -180,10 +182,13 @@ func (p *pass) runIDs(ctx context.Context, from, to op.ID) error {
 	return nil
 }
 
-// batch looks at some objects, several at a time. The workers take the next one
-// by themselves: handing it to a goroutine that is bound to its thread would cost
-// a change of threads each time.
-func (p *pass) batch(ctx context.Context, ids []op.ID) error {
+// batch looks at some objects.
+func (p *pass) batch(ctx context.Context, ids []op.ID) error { return sideBySide(ctx, ids, p.one) }
+
+// sideBySide calls one for all ids, several at a time, at low priority. The workers
+// take the next one by themselves: handing it to a goroutine that is bound to its
+// thread would cost a change of threads each time.
+func sideBySide(ctx context.Context, ids []op.ID, one func(context.Context, op.ID, *mediumReader) error) error {
 	var next atomic.Int64
 	errs := make(chan error, scrubWorkers)
 	bctx, cancel := context.WithCancel(ctx)
@@ -198,7 +203,7 @@ func (p *pass) batch(ctx context.Context, ids []op.ID) error {
 					errs <- nil
 					return
 				}
-				if err := p.one(bctx, ids[i], m); err != nil {
+				if err := one(bctx, ids[i], m); err != nil {
 					cancel()
 					errs <- err
 					return
@@ -259,6 +264,9 @@ func (p *pass) count(e *examined) {
 	p.p.Objects++
 	if e.n.Sealed {
 		p.p.Messages++
+	}
+	if e.n.Unverified() {
+		p.p.Unverified++
 	}
 	p.p.Bytes += e.bytes
 	if e.medium != "" {

@@ -33,7 +33,7 @@ func (s *Slot) ScrubLoop(ctx context.Context) {
 		idle := c.mem.Paused || c.pass != nil || conf.Cycle <= 0
 		c.mu.Unlock()
 		wait := lookEvery
-		if !idle && !s.Resyncing() && s.Faulted() == nil {
+		if !idle && !s.adopting.busy.Load() && !s.Resyncing() && s.Faulted() == nil {
 			from, to, ok := s.dueForScrub(time.Now(), conf.Cycle)
 			if ok {
 				err := s.scrubSome(ctx, wake, conf, from, to)

@@ -60,13 +60,13 @@ type Slot struct {
 	work      sync.WaitGroup // verification of seals, and what it repairs
 	recording sync.WaitGroup // of what is found, in the ledger
 
-	sealing sync.Mutex // one such verification at a time
-
 	applier applier
 	keeper  *keeper
 	brake   *brake
 	scrub   scrubber
 	reads   atomic.Uint64 // by users of the mount and other slots
+
+	adopting adopting // of adopted messages, whose checksums are taken
 
 	unfit atomic.Pointer[unfitness] // why the slot waits to be refilled
 	gone  error                     // of Open alone: what it found lost
@@ -81,6 +81,7 @@ type Slot struct {
 	resync   *resyncing         // the resync under way, nil if there is none
 	started  bool               // Start was called
 
+	sealed     []op.ID          // see verifySeal; a goroutine is at it while not empty
 	sums       map[op.ID]dirSum // see confirmed
 	unrecorded []ledger.Entry   // for the ledger; a goroutine is at it while not empty
 

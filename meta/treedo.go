@@ -65,9 +65,25 @@ func (t *tree) doOp(c change) error {
 		})
 	case *op.Unlink:
 		return t.in(o.Parent, func(d *handle) error { return t.loseName(d, o.Name, c) })
-	default: // Seal and Checkpoint are about the index alone
+	case *op.Seal:
+		return t.seal(c)
+	default: // a Checkpoint is about the index alone
 		return nil
 	}
+}
+
+// seal writes the mark of an adopted message that has its checksum now. Those of
+// control files follow at a checkpoint: they change often.
+func (t *tree) seal(c change) error {
+	if c.n == nil || !c.n.Sealed {
+		return nil
+	}
+	d, name, err := t.place(c.n)
+	if err != nil {
+		return err
+	}
+	defer d.release()
+	return t.again(func() error { return writeMark(procPath(d.fd, name), markOf(c.n)) })
 }
 
 // in runs f on a directory whose entries f changes.

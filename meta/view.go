@@ -153,9 +153,41 @@ func (v view) inodeIDs(from, to op.ID, limit int) (list []op.ID, err error) {
 	return list, nil
 }
 
+// lacking lists up to limit ids from `from` on, ascending, of regular files that
+// lack this; what is in changed counts for nothing.
+func (v view) lacking(what lack, from op.ID, limit int, changed map[op.ID]bool) (list []op.ID, err error) {
+	enough := errors.New("enough")
+	err = v.eachSince([]byte{prefixLack}, lackKey(from), true, func(key, value []byte) error {
+		if len(key) != 8 || len(value) > 1 {
+			return errRecord
+		}
+		is := lacksSeal
+		if len(value) == 1 {
+			is = lack(value[0])
+		}
+		id := op.ID(binary.BigEndian.Uint64(key))
+		if _, known := changed[id]; known || is != what {
+			return nil
+		}
+		if list = append(list, id); len(list) >= limit {
+			return enough
+		}
+		return nil
+	})
+	if errors.Is(err, enough) {
+		err = nil
+	}
+	return list, err
+}
+
 // each calls f with what follows prefix in every key that starts with it.
 // key and value are valid during the call only.
-func (v view) each(prefix []byte, values bool, f func(key, value []byte) error) (err error) {
+func (v view) each(prefix []byte, values bool, f func(key, value []byte) error) error {
+	return v.eachSince(prefix, prefix, values, f)
+}
+
+// eachSince is each from the key `from` on.
+func (v view) eachSince(prefix, from []byte, values bool, f func(key, value []byte) error) (err error) {
 	calling := false // f's panics are its own
 	defer func() {
 		if calling {
@@ -170,7 +202,7 @@ func (v view) each(prefix []byte, values bool, f func(key, value []byte) error) 
 	o.PrefetchValues = values
 	it := v.txn.NewIterator(o)
 	defer it.Close()
-	for it.Rewind(); it.Valid(); it.Next() {
+	for it.Seek(from); it.Valid(); it.Next() {
 		item := it.Item()
 		key := item.Key()[len(prefix):]
 		if !values {

@@ -22,7 +22,8 @@ func (m *machine) elect() {
 		m.keepReading()
 		return
 	}
-	if g.at.IsZero() || !g.found {
+	first := !g.found && g.trouble == "" && m.founded()
+	if g.at.IsZero() || !g.found && !first {
 		m.keepReading()
 		switch {
 		case g.trouble != "":
@@ -32,7 +33,10 @@ func (m *machine) elect() {
 		}
 		return
 	}
-	reason := m.due()
+	reason := "resumed after the store was adopted"
+	if !first {
+		reason = m.due()
+	}
 	if reason == "" || !m.v.hasStore && !m.unborn() {
 		return
 	}

@@ -75,7 +75,7 @@ func (m *machine) judgeReached(p *peer) error {
 	return nil
 }
 
-// judgeCreation: there is no record, and this slot is empty.
+// judgeCreation: there is no record, and this slot is empty, or was just adopted.
 func (m *machine) judgeCreation(reached []*peer) error {
 	o := m.op
 	if m.local {
@@ -86,9 +86,25 @@ func (m *machine) judgeCreation(reached []*peer) error {
 			return &refusal{fmt.Sprintf("the store exists already: a slot on %s holds it, though the register has no record of it; this empty one cannot become primary", m.label(p.slot))}
 		}
 	}
-	o.create, o.members, o.reason = true, []op.SlotID{m.self}, "store created by operator"
+	o.members = []op.SlotID{m.self}
+	if m.founded() {
+		o.epoch, o.store = m.v.last.Epoch+1, m.v.store
+		return nil
+	}
+	o.create, o.reason = true, "store created by operator"
 	o.store = meta.StoreID(m.reg.nonce())
 	return nil
+}
+
+// founded is whether this slot has just been adopted, and never led: it holds the
+// store's whole history, and that is one entry, the beginning of its first epoch,
+// after the objects that were there (a store that was not adopted begins with seq
+// 1). Nobody else can have heard of the store, so that there is no record says
+// nothing against this slot: it makes the record.
+func (m *machine) founded() bool {
+	h := m.v.hist
+	return len(h) == 1 && h[0].Pos == m.v.last && h[0].Pos.Seq > 1 && h[0].Pos.Epoch == 1 &&
+		h[0].Primary == m.self && len(h[0].Members) == 1 && h[0].has(m.self) && !m.v.restored
 }
 
 // judgeSelf: what the record and this slot's own durable state say of it.
@@ -186,8 +202,10 @@ func (m *machine) barred() string {
 		return "it is empty"
 	case g.at.IsZero():
 		return "the register has not answered yet"
-	case !g.found:
+	case !g.found && !m.founded():
 		return "the register has no record of the store"
+	case !g.found:
+		return ""
 	case !g.rec.Has(m.self):
 		return fmt.Sprintf("it is not in the in-sync set of epoch %d", g.rec.Epoch)
 	case !m.holds(g.rec):

@@ -185,7 +185,7 @@ func (m *machine) noteRecord(rec Record) {
 func (m *machine) doubt(rec Record, found bool) string {
 	own := m.ownEpoch()
 	switch {
-	case !found && (m.v.hasStore || m.v.adopted):
+	case !found && (m.v.hasStore || m.v.adopted) && !m.founded():
 		return fmt.Sprintf("it has no record of this store, though this slot holds its history up to epoch %d: the register is another one, or was emptied; "+
 			"\"slotfs register restore\" makes the record again", own)
 	case !found:

@@ -11,7 +11,6 @@ import (
 
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"slotfs/cmd/slotfs/config"
 	"slotfs/cmd/slotfs/exit"
@@ -25,26 +24,33 @@ func (a *app) adoptCmd() *cobra.Command {
 		Use:   "adopt STORE",
 		Short: "Make a store of existing mail, in place",
 		Long: `Adopt makes a store of a Maildir tree that a mail server wrote without slotfs.
-Nothing is copied: every file gets an id as an extended attribute and is read once
-for its checksum, so it takes about as long as reading all of it; UIDs, flags and
-dates stay, as names, control files and times do. Stop the mail server and the node
-first, and take a backup as before any migration.
+Nothing is copied, and nothing is read at first: every file gets an id as an
+extended attribute, and the index is filled with names, sizes, dates and owners,
+which takes seconds to minutes. UIDs, flags and dates stay, as names, control files
+and times do. Stop the mail server and the node first, and take a backup as before
+any migration.
 
 The slot must be new (slotfs create). Move the mail into DATA/tree, or name it with
 --from: its contents are then moved there, which needs the same file system. Mail
 below DATA/tree will be at the same path below the mount.
 
+Then start the node. The slot becomes primary, the mail server can go on, and a
+replica is filled by itself. Meanwhile the node reads every message once for its
+checksum, at low priority and no faster than the rate in section [scrub] of the
+config; until its turn a message is "unverified": it is served as the disk has it.
+Run adopt again, with the node running, to see how far it is. Nothing is lost by
+an interruption, of this command or of the node: both go on where they were.
+
 Not taken over, but moved to DATA/adopt-left/ and listed: sockets and devices, what
-is in tmp/, lock files, caches that are made again, and files that cannot be read.
+is in tmp/, lock files, caches that are made again, and what has no readable name
+or attributes. A message whose content turns out not to be readable stays where it
+is, unverified, and is reported.
 
-It can be interrupted at any time and goes on where it was when run again; until it
-has finished the slot is not served. Afterwards start the node: the slot becomes
-primary, and a replica is filled by itself. With a register, run
-"slotfs register restore STORE" then: it does not know the store yet.
-
-The exit code is 9 if anything but temporary files, locks and caches was left out.`,
+The exit code is 9 if anything but temporary files, locks and caches was left out,
+or a message cannot be read.`,
 		Example: `  slotfs adopt mail1 --from /var/mail/vhosts
-  slotfs adopt mail1            # the mail is in DATA/tree already, or go on`,
+  slotfs adopt mail1            # the mail is in DATA/tree already, or go on
+  slotfs adopt mail1            # with the node running: how far it has read`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := config.Parse(a.findConfig())
@@ -63,6 +69,9 @@ The exit code is 9 if anything but temporary files, locks and caches was left ou
 			show := &adoptShow{w: a.err}
 			r, err := meta.Adopt(cmd.Context(), s.Data, meta.AdoptOptions{Store: s.Store, Logger: a.quietLogger(), Progress: show.progress})
 			show.end()
+			if errors.Is(err, meta.ErrLocked) || errors.Is(err, meta.ErrHasStore) {
+				return a.followAdoption(cmd.Context(), s.Store, asJSON, err)
+			}
 			var de *meta.DataError
 			if errors.As(err, &de) {
 				return exit.With(exit.Data, err)
@@ -122,8 +131,8 @@ func printAdopted(w io.Writer, s *config.Slot, r *meta.AdoptReport) error {
 	if len(r.Left) > 0 {
 		fmt.Fprintf(w, "what was left out is in %s\n", filepath.Join(s.Data, "adopt-left"))
 	}
-	_, err := fmt.Fprintf(w, "%s: adopted %d messages and %d other files in %d directories, %d bytes; start the node to serve them\n",
-		s.Store, r.Messages, r.Other, r.Dirs, r.Bytes)
+	_, err := fmt.Fprintf(w, "%s: adopted %d messages and %d other files in %d directories, %d bytes; start the node to serve them: it takes their checksums meanwhile, and 'slotfs adopt %s' shows how far it is\n",
+		s.Store, r.Messages, r.Other, r.Dirs, r.Bytes, s.Store)
 	return err
 }
 
@@ -134,29 +143,24 @@ type adoptShow struct {
 	last time.Time
 }
 
-// adoptSays is the time between two lines of progress without a terminal.
-const adoptSays = 10 * time.Second
-
 func (s *adoptShow) progress(r meta.AdoptReport) {
-	f, ok := s.w.(*os.File)
-	if ok && term.IsTerminal(int(f.Fd())) {
-		if s.bar == nil {
-			s.bar = progressbar.NewOptions64(int64(r.TotalBytes), progressbar.OptionSetWriter(f), progressbar.OptionShowBytes(true),
-				progressbar.OptionShowTotalBytes(true), progressbar.OptionSetPredictTime(true), progressbar.OptionFullWidth(),
-				progressbar.OptionClearOnFinish(), progressbar.OptionSetDescription("adopt"))
+	if s.last.IsZero() {
+		if s.bar = newBar(s.w, "adopt", false); s.bar != nil {
+			s.bar.ChangeMax64(int64(max(r.TotalFiles, 1)))
 		}
-		_ = s.bar.Set64(int64(min(r.Bytes, r.TotalBytes))) // it only draws
-		return
 	}
-	if time.Since(s.last) < adoptSays {
+	if s.bar != nil {
+		_ = s.bar.Set64(int64(min(r.Messages+r.Other, r.TotalFiles))) // it only draws
+	} else if time.Since(s.last) < sayEvery {
 		return
+	} else {
+		fmt.Fprintf(s.w, "adopted %d of %d files, %d left out\n", r.Messages+r.Other, r.TotalFiles, len(r.Left))
 	}
 	s.last = time.Now()
-	fmt.Fprintf(s.w, "adopted %d of %d files, %d of %d bytes, %d left out\n", r.Messages+r.Other, r.TotalFiles, r.Bytes, r.TotalBytes, len(r.Left))
 }
 
 func (s *adoptShow) end() {
 	if s.bar != nil {
-		_ = s.bar.Finish()
+		_ = s.bar.Clear()
 	}
 }

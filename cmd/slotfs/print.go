@@ -52,6 +52,9 @@ func printStatus(w io.Writer, s *admin.Status) error {
 	printRegisterLine(w, s)
 	for _, sl := range s.Slots {
 		fmt.Fprintf(w, "\n%s: %s\n", sl.Store, scrubText(&sl.Scrub, s.Time))
+		if a := sl.Adoption; a != nil && a.Unverified > 0 {
+			fmt.Fprintf(w, "%s: %s\n", sl.Store, adoptionText(a))
+		}
 	}
 	notes = append(notes, findings(s)...)
 	for _, p := range s.Problems {

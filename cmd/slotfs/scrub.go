@@ -6,14 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"slotfs/cmd/slotfs/admin"
 	"slotfs/cmd/slotfs/config"
@@ -159,15 +157,10 @@ type scrubTerminal struct {
 	said  time.Time
 }
 
-// scrubSays is the time between two lines of progress without a terminal.
-const scrubSays = 10 * time.Second
-
 func (a *app) scrubTerminal(o *scrubFlags) *scrubTerminal {
 	t := &scrubTerminal{out: a.out, json: o.json, nodes: map[string]*meta.ScrubProgress{}, said: time.Now()}
-	if f, ok := a.err.(*os.File); ok && !o.json && term.IsTerminal(int(f.Fd())) {
-		t.bar = progressbar.NewOptions64(1, progressbar.OptionSetWriter(f), progressbar.OptionShowBytes(true),
-			progressbar.OptionShowTotalBytes(true), progressbar.OptionSetPredictTime(true), progressbar.OptionFullWidth(),
-			progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish(), progressbar.OptionSetDescription("scrub"))
+	if !o.json {
+		t.bar = newBar(a.err, "scrub", true)
 	}
 	return t
 }
@@ -218,7 +211,7 @@ func (t *scrubTerminal) show(line *admin.ScrubLine) {
 		t.bar.ChangeMax64(max(total, 1))
 		t.bar.Describe(fmt.Sprintf("scrub, %d found", found))
 		_ = t.bar.Set64(bytes)
-	case time.Since(t.said) >= scrubSays:
+	case time.Since(t.said) >= sayEvery:
 		t.said = time.Now()
 		p := line.Progress
 		fmt.Fprintf(t.out, "%s: %s of about %s, %d messages, %s, %d found\n", line.Node, size(uint64(p.Bytes)), size(uint64(p.TotalBytes)), p.Messages, rate(p), p.Repaired+p.Unrepaired)
@@ -258,8 +251,11 @@ func (t *scrubTerminal) end() error {
 			verdict = fmt.Sprintf("%d repaired, %d NOT repaired (%s)", p.Repaired, p.Unrepaired, strings.Join(kinds, ", "))
 		}
 		note := ""
+		if p.Unverified > 0 {
+			note = fmt.Sprintf("; %d adopted messages have no checksum yet", p.Unverified)
+		}
 		if n := p.Medium[meta.MediumCached]; n > 0 {
-			note = fmt.Sprintf("; %d files could only be read through memory", n)
+			note += fmt.Sprintf("; %d files could only be read through memory", n)
 		}
 		fmt.Fprintf(t.out, "%s: %s (%d objects, %d messages, %s read in %v, %s%s)\n", name, verdict, p.Objects, p.Messages, size(uint64(p.Bytes)), p.Took.Round(time.Millisecond), rate(p), note)
 	}

@@ -250,9 +250,9 @@ type (
 		Name   string
 	}
 
-	// Seal records the content of a control file that has been quiet. Of is
-	// the Seq of the last entry that changed it: a Seal is void if another
-	// change came between.
+	// Seal records the content of a control file that has been quiet, or of a
+	// message that was adopted without having been read. Of is the Seq of the
+	// last entry that changed it: a Seal is void if another change came between.
 	Seal struct {
 		ID  ID
 		Of  uint64

@@ -70,22 +70,23 @@ type Status struct {
 
 // SlotStatus is a slot of this node in full.
 type SlotStatus struct {
-	Store    string           `json:"store"`
-	Mount    string           `json:"mount"`
-	Mounted  bool             `json:"mounted"`
-	Data     string           `json:"data"`
-	Messages uint64           `json:"messages"`
-	Bytes    uint64           `json:"bytes"`
-	Digest   op.Digest        `json:"digest"`
-	DigestAt uint64           `json:"digest_at"` // seq
-	Repl     repl.State       `json:"replication"`
-	Scrub    meta.ScrubStatus `json:"scrub"`
-	Brake    meta.BrakeStatus `json:"brake"`
-	Findings []meta.Event     `json:"findings,omitempty"` // the latest, oldest first
-	Hook     *HookOutcome     `json:"hook,omitempty"`     // the last one that ran
-	Hooks    []HookOutcome    `json:"hooks,omitempty"`    // the last run of each
-	Mail     *MountTraffic    `json:"traffic,omitempty"`
-	Error    string           `json:"error,omitempty"`
+	Store    string               `json:"store"`
+	Mount    string               `json:"mount"`
+	Mounted  bool                 `json:"mounted"`
+	Data     string               `json:"data"`
+	Messages uint64               `json:"messages"`
+	Bytes    uint64               `json:"bytes"`
+	Digest   op.Digest            `json:"digest"`
+	DigestAt uint64               `json:"digest_at"` // seq
+	Repl     repl.State           `json:"replication"`
+	Scrub    meta.ScrubStatus     `json:"scrub"`
+	Brake    meta.BrakeStatus     `json:"brake"`
+	Adoption *meta.AdoptionStatus `json:"adoption,omitempty"`
+	Findings []meta.Event         `json:"findings,omitempty"` // the latest, oldest first
+	Hook     *HookOutcome         `json:"hook,omitempty"`     // the last one that ran
+	Hooks    []HookOutcome        `json:"hooks,omitempty"`    // the last run of each
+	Mail     *MountTraffic        `json:"traffic,omitempty"`
+	Error    string               `json:"error,omitempty"`
 }
 
 // HookOutcome says how a hook ended.

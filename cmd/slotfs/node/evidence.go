@@ -6,7 +6,9 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"syscall"
 	"time"
 
 	"slotfs/cmd/slotfs/exit"
@@ -90,7 +92,7 @@ func (s *Slot) evidence(ctx context.Context, out *bufio.Writer, user string) err
 	if err != nil {
 		return err
 	}
-	adopted, when := s.Meta.Adopted()
+	adopted := s.Meta.Adopted()
 	list := evidence.NewWriter(out, h)
 	seen := map[op.ID]evidence.Message{}
 	for _, x := range all {
@@ -99,8 +101,11 @@ func (s *Slot) evidence(ctx context.Context, out *bufio.Writer, user string) err
 			if m, err = s.witness(ctx, x.in, arrivals[x.in.ID]); err != nil {
 				return err
 			}
-			if x.in.ID <= adopted {
-				m.How, m.Arrived = evidence.Adopted, when
+			if adopted != nil && x.in.ID <= adopted.UpTo {
+				m.How = evidence.Adopted
+				if m.Arrived.IsZero() && !x.in.Unverified() {
+					m.Arrived = adopted.Verified // the log no longer says when
+				}
 			}
 			if len(x.in.Names) > 1 {
 				seen[x.in.ID] = m
@@ -140,7 +145,7 @@ func messagesBelow(ctx context.Context, sn *meta.Snapshot, dir op.ID, path strin
 		if err != nil {
 			return nil, err
 		}
-		if in.Sealed && in.Sum != nil {
+		if in.Sealed {
 			all = append(all, witnessed{in, at})
 		}
 	}
@@ -150,21 +155,31 @@ func messagesBelow(ctx context.Context, sn *meta.Snapshot, dir op.ID, path strin
 // typeDir is S_IFDIR.
 const typeDir = 0o040000
 
-// arrivals finds in the log when messages came, as far as it reaches back.
+// arrivals finds in the log when messages came, or when the checksums of adopted
+// ones were taken, as far as it reaches back.
 func (s *Slot) arrivals(ctx context.Context, all []witnessed, last uint64) (map[op.ID]time.Time, error) {
 	wanted := map[op.ID]bool{}
 	from := last + 1
 	first := s.Meta.Log.First()
+	adopted := s.Meta.Adopted()
 	for _, x := range all {
-		if id := uint64(x.in.ID); id >= first {
+		id := uint64(x.in.ID)
+		if adopted != nil && x.in.ID <= adopted.UpTo {
+			id = max(id, first) // its checksum came later
+		}
+		if id >= first {
 			wanted[x.in.ID] = true
 			from = min(from, id)
 		}
 	}
 	found := map[op.ID]time.Time{}
 	err := s.eachEntry(ctx, from, last, func(e *op.Entry) {
-		if wanted[op.ID(e.Seq)] {
-			found[op.ID(e.Seq)] = time.Unix(0, e.Time).UTC()
+		id := op.ID(e.Seq)
+		if o, ok := e.Op.(*op.Seal); ok {
+			id = o.ID
+		}
+		if wanted[id] {
+			found[id] = time.Unix(0, e.Time).UTC()
 		}
 	})
 	return found, err
@@ -203,12 +218,19 @@ func (s *Slot) eachEntry(ctx context.Context, from, to uint64, f func(*op.Entry)
 func (s *Slot) witness(ctx context.Context, in *meta.Inode, arrived time.Time) (evidence.Message, error) {
 	m := evidence.Message{
 		ID: uint64(in.ID), Size: in.Size, Date: time.Unix(0, in.Mtime).UTC(), Arrived: arrived,
-		How: evidence.Delivered, XXH: in.Sum.XXH(), SHA256: in.Sum.SHA256, Content: evidence.Verified,
+		How: evidence.Delivered, Content: evidence.Verified,
 	}
+	var sum op.Sum
 	begin, err := s.readWhole(ctx, in)
+	if !in.Unverified() {
+		sum = *in.Sum
+	} else if m.Content = evidence.Unverified; err == nil {
+		sum, err = s.sumNow(ctx, in)
+	}
+	m.XXH, m.SHA256 = sum.XXH(), sum.SHA256
 	var damaged *meta.DamagedError
 	switch {
-	case errors.As(err, &damaged):
+	case errors.As(err, &damaged), in.Unverified() && errors.Is(err, syscall.EIO):
 		m.Content = evidence.Damaged
 	case errors.Is(err, meta.ErrNotExist):
 		m.Content = evidence.Removed
@@ -236,4 +258,24 @@ func (s *Slot) readWhole(ctx context.Context, in *meta.Inode) (begin []byte, err
 		off += int64(n)
 	}
 	return begin, nil
+}
+
+// sumNow is the checksum of what the disk has of an unverified message.
+func (s *Slot) sumNow(ctx context.Context, in *meta.Inode) (op.Sum, error) {
+	return op.SumReader(io.NewSectionReader(contentAt{ctx, s.Meta, in.ID}, 0, in.Size))
+}
+
+// contentAt reads the content of a file.
+type contentAt struct {
+	ctx  context.Context
+	slot *meta.Slot
+	id   op.ID
+}
+
+func (r contentAt) ReadAt(p []byte, off int64) (int, error) {
+	n, err := r.slot.ReadAt(r.ctx, r.id, p, off)
+	if err == nil && n < len(p) {
+		err = io.EOF
+	}
+	return n, err
 }

@@ -105,6 +105,11 @@ func (c collector) slot(s *Slot, gauge, counter emit) {
 		gauge(p.LagSeconds, "peer_lag_seconds", "Age of the oldest entry that is not on both sides.", "store", store, "peer", p.Node, "peer_slot", p.Slot.String())
 	}
 	c.scrub(&st.Scrub, store, gauge, counter)
+	if a := st.Adoption; a != nil {
+		gauge(float64(a.Unverified), "slot_unverified_messages", "Adopted messages whose checksum was not taken yet.", "store", store)
+		gauge(float64(a.UnverifiedBytes), "slot_unverified_bytes", "Bytes of these.", "store", store)
+		gauge(float64(a.BadCount), "slot_unreadable_messages", "Adopted messages that could not be read.", "store", store)
+	}
 	gauge(float64(len(st.Brake.Engaged)), "slot_brake_engaged", "Bursts of removals whose messages are kept.", "store", store)
 	gauge(float64(st.Brake.Kept), "slot_undeletable_messages", "Removed messages that can be brought back.", "store", store)
 	gauge(float64(st.Brake.Bytes), "slot_undeletable_bytes", "Bytes of removed messages that can be brought back.", "store", store)

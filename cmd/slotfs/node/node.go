@@ -343,6 +343,7 @@ func (n *Node) Run(ctx context.Context, reload <-chan struct{}) error {
 		s.Meta.Start()
 		s.Meta.ConfigureScrub(scrubConfig(n.Config))
 		wg.Go(func() { s.Meta.ScrubLoop(stopped) })
+		wg.Go(func() { s.Meta.AdoptLoop(stopped) })
 		wg.Go(func() { s.mendMismatches(stopped) })
 		members.Go(func() {
 			if err := s.Member.Run(ctx); err != nil {

@@ -258,7 +258,7 @@ func (s *Slot) status() admin.SlotStatus {
 	out := admin.SlotStatus{
 		Store: s.Conf.Store, Mount: s.Conf.Mount, Mounted: s.fs != nil, Data: s.Conf.Data,
 		Messages: held.Messages, Bytes: held.Bytes, Digest: held.Digest, DigestAt: held.Pos.Seq,
-		Repl: st, Scrub: s.Meta.ScrubStatus(), Brake: s.Meta.Brake(), Findings: events, Hook: s.lastHook, Hooks: s.outcomes(), Error: s.mountError,
+		Repl: st, Scrub: s.Meta.ScrubStatus(), Brake: s.Meta.Brake(), Adoption: s.Meta.Adoption(), Findings: events, Hook: s.lastHook, Hooks: s.outcomes(), Error: s.mountError,
 	}
 	if s.fs != nil {
 		out.Mail = &admin.MountTraffic{Requests: s.fs.Stats()}
