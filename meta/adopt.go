@@ -141,8 +141,8 @@ func Adopt(ctx context.Context, dir string, o AdoptOptions) (rep *AdoptReport, e
 	if a.layout, err = LayoutByName(id.Layout); err != nil {
 		return nil, err
 	}
-	if a.ix, err = openIndex(filepath.Join(dir, dirIndex), o.Logger); err != nil {
-		return nil, fmt.Errorf("%w: remove %s and begin again", err, filepath.Join(dir, dirIndex))
+	if err := a.openIndex(); err != nil {
+		return nil, err
 	}
 	if err = a.run(ctx); err == nil {
 		err = a.seal(id, m)
@@ -150,6 +150,21 @@ func Adopt(ctx context.Context, dir string, o AdoptOptions) (rep *AdoptReport, e
 		err = errors.Join(err, a.ix.flushRaw(a.ix.current())) // to go on from
 	}
 	return &a.rep, errors.Join(err, a.ix.close())
+}
+
+// openIndex opens the index. If that was damaged, as by a kill in the middle of
+// writing a table, it is made anew: all that is in it is in the tree, too.
+func (a *adoption) openIndex() (err error) {
+	dir := filepath.Join(a.data, dirIndex)
+	if a.ix, err = openIndex(dir, a.opt.Logger); err == nil {
+		return nil
+	}
+	a.opt.Logger.Warn("the index cannot be used: the adoption begins anew", keyErr, err)
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	a.ix, err = openIndex(dir, a.opt.Logger)
+	return err
 }
 
 // beginAdoption writes the marker, or reads that of an interrupted run.

@@ -90,7 +90,8 @@
 // # Content
 //
 // A message, and a control file that was quiet long enough for the primary to
-// append a Seal, has a checksum in the index. Reads of it are answered from
+// append a Seal, has a checksum in the index; an adopted message as soon as the
+// primary has read it, and logged that as a Seal (adopted.go). Reads of it are answered from
 // the very buffer that was verified (read.go). What does not verify is fetched
 // from another slot, verified, and put in place under all its names, before
 // the read is answered; the bad copy goes to quarantine/. Without a good copy the

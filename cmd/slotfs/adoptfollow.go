@@ -36,7 +36,9 @@ func (a *app) followAdoption(ctx context.Context, store string, asJSON bool, why
 	for {
 		st, err := adoptionOf(ctx, c, store)
 		switch {
-		case err != nil && (answered.IsZero() || time.Since(answered) > followAway):
+		case err != nil && answered.IsZero():
+			return fmt.Errorf("%s belongs to a store already; to have its messages read, start the node: %w", store, err)
+		case err != nil && time.Since(answered) > followAway:
 			return err
 		case err != nil: // it is being started again
 		case st == nil:

@@ -34,6 +34,9 @@ type Slot struct {
 		Time             time.Time
 		Kind, Path, Text string
 	}
+	Adoption *struct {
+		Messages, Unverified uint64
+	}
 	Error   string
 	Traffic *struct{ Requests map[string]uint64 }
 }
