@@ -103,7 +103,7 @@ func TestAdoptKilled(t *testing.T) {
 	f.expect(provoked...)
 	f.expect(noise...)
 	n1, n2 := f.Nodes[0], f.Nodes[1]
-	must(t, n1.Edit("[scrub]\n", "[scrub]\nrate = \"300KB/s\"\n"))
+	must(t, n1.Edit("[scrub]\n", "[scrub]\nrate = \"300kB/s\"\n"))
 	spool(t, n1.Tree(), s, 500)
 	kills := 0
 	for kills < 12 && adopts(t, n1, f.Store, time.Duration(rng.Int64N(int64(took)/3))) {
