@@ -148,11 +148,14 @@ func (s *Slot) KeepBranch(ctx context.Context, info BranchInfo) (*Branch, error)
 		Store: s.StoreID(), Slot: s.ID, From: info.From, Fork: info.Fork, Unknown: info.Unknown,
 		Last: last, Acked: info.Acked, Epochs: info.Epochs,
 	}
-	if have, err := s.Branch(b.Name); err == nil {
+	have, err := s.Branch(b.Name)
+	switch {
+	case err == nil && have.Format > 0:
 		return have, nil // a crash came between keeping and cutting
-	} else if !errors.Is(err, ErrNoBranch) {
+	case err != nil && !errors.Is(err, ErrNoBranch):
 		return nil, err
 	}
+	// A log without a record: a crash came in the middle of keeping.
 	name, err := s.Log.Rescue(after, filepath.Join(s.dir, dirRescue))
 	if err != nil {
 		return nil, err
