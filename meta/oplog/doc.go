@@ -36,8 +36,9 @@
 //	32  i64  time made, ns since 1970
 //	40  u64  xxHash64 of bytes 0 to 39
 //
-// The rest is batches. A batch is one group commit: one write and one
-// fdatasync. It starts at a multiple of 4096 bytes, so that no page which holds
+// The rest is batches. A batch is one group commit: one write around the page
+// cache that returns when it is on stable storage (O_DIRECT, O_DSYNC), or where
+// the file system has none, a write and an fdatasync. It starts at a multiple of 4096 bytes, so that no page which holds
 // something durable is ever written again:
 //
 //	 0  u32  0x536c4261

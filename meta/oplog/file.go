@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,6 +20,9 @@ type file interface {
 	Allocate(size int64) error
 	Truncate(size int64) error
 	Size() (int64, error)
+	// CommitAt is WriteAt and Datasync in one. p begins at a multiple of page in
+	// memory and in the file, and is a multiple of it long.
+	CommitAt(p []byte, off int64) error
 	// Datasync is fdatasync(2).
 	Datasync() error
 	// Sync is fsync(2).
@@ -42,7 +46,7 @@ func (osFS) Create(path string) (file, error) {
 	if err != nil {
 		return nil, err
 	}
-	return osFile{f}, nil
+	return &osFile{File: f}, nil
 }
 
 func (osFS) Open(path string, write bool) (file, error) {
@@ -54,7 +58,7 @@ func (osFS) Open(path string, write bool) (file, error) {
 	if err != nil {
 		return nil, err
 	}
-	return osFile{f}, nil
+	return &osFile{File: f}, nil
 }
 
 func (osFS) Rename(from, to string) error { return os.Rename(from, to) }
@@ -81,9 +85,73 @@ func (osFS) SyncDir(dir string) error {
 	return errors.Join(err, d.Close())
 }
 
-type osFile struct{ *os.File }
+type osFile struct {
+	*os.File
 
-func (f osFile) Allocate(size int64) error {
+	mu     sync.Mutex
+	direct *os.File // for CommitAt; nil: not open
+	cached bool     // the file system wants all writes through the page cache
+}
+
+// CommitAt writes around the page cache: nobody reads the log while all goes
+// well, and to take pages into the cache and to clean them is up to half of what
+// a flush costs. A write to such a descriptor returns when it is on stable
+// storage.
+func (f *osFile) CommitAt(p []byte, off int64) error {
+	d, err := f.openDirect()
+	if err != nil {
+		return err
+	}
+	if d != nil {
+		_, err = d.WriteAt(p, off)
+		if !errors.Is(err, unix.EINVAL) {
+			return err
+		}
+		f.mu.Lock()
+		f.cached = true
+		f.mu.Unlock()
+	}
+	if _, err := f.WriteAt(p, off); err != nil {
+		return err
+	}
+	return f.Datasync()
+}
+
+// openDirect returns the descriptor that writes around the cache; nil if the file
+// system has none.
+func (f *osFile) openDirect() (*os.File, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.direct != nil || f.cached {
+		if f.cached {
+			return nil, nil
+		}
+		return f.direct, nil
+	}
+	// By the descriptor: the name may have changed.
+	d, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_WRONLY|unix.O_DIRECT|unix.O_DSYNC, 0)
+	switch {
+	case err == nil:
+		f.direct = d
+	case errors.Is(err, unix.EINVAL) || errors.Is(err, os.ErrNotExist): // no such writes, or no /proc
+		f.cached = true
+	default:
+		return nil, err
+	}
+	return f.direct, nil
+}
+
+func (f *osFile) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	err := f.File.Close()
+	if f.direct != nil {
+		err = errors.Join(err, f.direct.Close())
+	}
+	return err
+}
+
+func (f *osFile) Allocate(size int64) error {
 	for {
 		err := unix.Fallocate(int(f.Fd()), 0, 0, size)
 		switch {
@@ -96,7 +164,7 @@ func (f osFile) Allocate(size int64) error {
 	}
 }
 
-func (f osFile) Size() (int64, error) {
+func (f *osFile) Size() (int64, error) {
 	fi, err := f.Stat()
 	if err != nil {
 		return 0, err
@@ -104,7 +172,7 @@ func (f osFile) Size() (int64, error) {
 	return fi.Size(), nil
 }
 
-func (f osFile) Datasync() error {
+func (f *osFile) Datasync() error {
 	for {
 		err := unix.Fdatasync(int(f.Fd()))
 		if err == unix.EINTR {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"time"
+	"unsafe"
 
 	"slotfs/meta/op"
 )
@@ -216,19 +217,15 @@ func (l *Log) takeLocked() (h batchHeader, batch []*op.Entry) {
 	return h, batch
 }
 
-// write puts the batch at the end of the active segment, durably, with one
-// write and one fdatasync.
+// write puts the batch at the end of the active segment, durably.
 func (l *Log) write(h *batchHeader, batch []*op.Entry) error {
 	s := l.activeOf()
 	l.buf = assemble(l.buf, h, batch, s)
-	if _, err := s.f.WriteAt(l.buf, s.end); err != nil {
+	if err := s.f.CommitAt(l.buf, s.end); err != nil {
 		return fmt.Errorf("write log: %w", err)
 	}
 	if cap(l.buf) > 2*batchBytes {
 		l.buf = nil // an exceptionally long entry
-	}
-	if err := s.f.Datasync(); err != nil {
-		return fmt.Errorf("sync log: %w", err)
 	}
 	return nil
 }
@@ -237,7 +234,7 @@ func (l *Log) write(h *batchHeader, batch []*op.Entry) error {
 func assemble(buf []byte, h *batchHeader, batch []*op.Entry, s *segment) []byte {
 	n := int(h.extent())
 	if cap(buf) < n {
-		buf = make([]byte, n)
+		buf = aligned(n)
 	}
 	buf = buf[:n]
 	h.encode(buf, s.id, s.end)
@@ -247,6 +244,13 @@ func assemble(buf []byte, h *batchHeader, batch []*op.Entry, s *segment) []byte 
 	}
 	clear(buf[at:])
 	return buf
+}
+
+// aligned makes n bytes that begin at a multiple of page.
+func aligned(n int) []byte {
+	b := make([]byte, n+page)
+	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (page - 1)
+	return b[skip:][:n:n]
 }
 
 // activeOf is active for the holder of the token, who alone changes it.

@@ -185,7 +185,7 @@ func TestFollower(t *testing.T) {
 	}
 }
 
-// gateFS lets a test hold back fdatasync.
+// gateFS lets a test hold back what makes durable.
 type gateFS struct {
 	osFS
 	mu   sync.Mutex
@@ -227,11 +227,20 @@ func (g *gateFS) Open(path string, w bool) (file, error) {
 }
 
 func (f gateFile) Datasync() error {
-	f.g.mu.Lock()
-	for f.g.shut {
-		f.g.cond.Wait()
-	}
-	f.g.n++
-	f.g.mu.Unlock()
+	f.g.pass()
 	return f.file.Datasync()
+}
+
+func (f gateFile) CommitAt(p []byte, off int64) error {
+	f.g.pass()
+	return f.file.CommitAt(p, off)
+}
+
+func (g *gateFS) pass() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for g.shut {
+		g.cond.Wait()
+	}
+	g.n++
 }

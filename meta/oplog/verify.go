@@ -20,7 +20,7 @@ import (
 type forgetter interface{ Forget(off, n int64) }
 
 // Forget implements forgetter.
-func (f osFile) Forget(off, n int64) {
+func (f *osFile) Forget(off, n int64) {
 	// Advice: if it is not taken, what is read is what was in memory.
 	_ = unix.Fadvise(int(f.Fd()), off, n, unix.FADV_DONTNEED)
 }
