@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -51,10 +50,14 @@ func (a *app) serve(ctx context.Context, witness bool) error {
 	case !witness && cfg.Witness():
 		return &config.Error{File: cfg.Path, Key: "slot", Reason: "there is no slot", Remedy: "Add a [[slot]] section with store, data and mount; if this node is a witness, run slotfs witness."}
 	}
-	useProcessors()
 	level := new(slog.LevelVar)
 	level.Set(cfg.LogLevel)
-	n := node.New(cfg, a.logger(cfg, level), versionText())
+	log := a.logger(cfg, level)
+	useProcessors()
+	if err := relaxTimers(); err != nil {
+		log.Debug("timers stay exact, which costs CPU time", "err", err)
+	}
+	n := node.New(cfg, log, versionText())
 	n.Level = level
 	if err := n.Open(ctx); err != nil {
 		if errors.Is(err, context.Canceled) {
@@ -79,18 +82,6 @@ func (a *app) serve(ctx context.Context, witness bool) error {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
-}
-
-// useProcessors has Go code run on half of the processors at a time, unless the
-// environment's GOMAXPROCS says otherwise. The mail server runs on the others. A
-// node's work is short and mostly system calls; on more processors Go spends
-// more time on finding work for idle threads, and on waking them, than it gains:
-// on two processors a third of all thread switches, and a sixth of the CPU time
-// of a flag change.
-func useProcessors() {
-	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(max(1, runtime.NumCPU()/2))
-	}
 }
 
 func (a *app) logger(c *config.Config, level slog.Leveler) *slog.Logger {

@@ -95,15 +95,15 @@ type osFile struct {
 
 // CommitAt writes around the page cache: nobody reads the log while all goes
 // well, and to take pages into the cache and to clean them is up to half of what
-// a flush costs. A write to such a descriptor returns when it is on stable
-// storage.
+// a flush costs. A write to such a descriptor returns when what it wrote is on
+// stable storage.
 func (f *osFile) CommitAt(p []byte, off int64) error {
 	d, err := f.openDirect()
 	if err != nil {
 		return err
 	}
 	if d != nil {
-		_, err = d.WriteAt(p, off)
+		err = writeBlocking(d, p, off)
 		if !errors.Is(err, unix.EINVAL) {
 			return err
 		}
@@ -122,10 +122,10 @@ func (f *osFile) CommitAt(p []byte, off int64) error {
 func (f *osFile) openDirect() (*os.File, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.direct != nil || f.cached {
-		if f.cached {
-			return nil, nil
-		}
+	switch {
+	case f.cached:
+		return nil, nil
+	case f.direct != nil:
 		return f.direct, nil
 	}
 	// By the descriptor: the name may have changed.
