@@ -11,7 +11,7 @@ import (
 )
 
 // timerSlack is how much later than asked for the kernel may end a thread's sleep.
-const timerSlack = 500 * time.Microsecond
+const timerSlack = time.Millisecond
 
 // useProcessors has Go code run on half of the processors at a time, unless the
 // environment's GOMAXPROCS says otherwise. The mail server runs on the others. On
