@@ -126,6 +126,35 @@ func TestRegisterWitness(t *testing.T) {
 	must(t, f.WaitInSync())
 }
 
+// TestRegisterDemote: a slot that was demoted does not resume; another one in
+// sync takes over, and if there is none, the store stays down.
+func TestRegisterDemote(t *testing.T) {
+	t.Parallel()
+	f := witnessed(t)
+	f.expect("mount was in use")
+	n1, n2 := f.Nodes[0], f.Nodes[1]
+	must(t, n1.Demote())
+	must(t, n2.WaitMounted())
+	must(t, f.WaitInSync())
+	must(t, n1.Stop())
+	must(t, f.Wait("n2 to be alone", func() error {
+		s, err := n2.Slot()
+		if err == nil && len(s.Repl.Members) != 1 {
+			err = fmt.Errorf("in sync are %v", s.Repl.Members)
+		}
+		return err
+	}))
+	must(t, n2.Demote())
+	f.staysDown(n2)
+	must(t, n2.Stop())
+	must(t, n2.Start())
+	f.staysDown(n2)
+	must(t, n1.Start())
+	f.staysDown(n1)
+	must(t, n2.Promote())
+	must(t, f.WaitInSync())
+}
+
 // TestRegisterElection: how soon the register answers a survivor after a
 // member's kill; with the leader's an election is needed.
 func TestRegisterElection(t *testing.T) {

@@ -30,9 +30,8 @@ func (f *fixture) backup(n *cluster.Node) (restore func()) {
 	}
 }
 
-// staysReplica makes sure that a node, alone, does not become primary, neither
-// by itself nor because it is told to without force.
-func (f *fixture) staysReplica(n *cluster.Node) {
+// staysDown makes sure that a node does not become primary by itself.
+func (f *fixture) staysDown(n *cluster.Node) {
 	f.t.Helper()
 	// Longer than anything that it could be waiting for.
 	for end := time.Now().Add(4 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
@@ -42,6 +41,13 @@ func (f *fixture) staysReplica(n *cluster.Node) {
 			f.t.Fatalf("%s became %s: %+v", n.Name, s.Repl.Role, s.Repl)
 		}
 	}
+}
+
+// staysReplica makes sure that a node, alone, does not become primary, neither
+// by itself nor because it is told to without force.
+func (f *fixture) staysReplica(n *cluster.Node) {
+	f.t.Helper()
+	f.staysDown(n)
 	for _, flags := range [][]string{{}, {"--old-primary-is-down"}} {
 		var exit *cluster.ExitError
 		if _, err := n.Run(append([]string{"promote", f.Store}, flags...)...); !errors.As(err, &exit) || exit.Code != 8 {

@@ -54,8 +54,10 @@ func (a *app) demoteCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "demote STORE",
 		Short: "Make this node's slot a replica",
-		Long: `Demote runs on_demote, commits what was accepted, unmounts the store and leaves
-it without a primary until one of its slots is promoted.`,
+		Long: `Demote runs on_demote, commits what was accepted and unmounts the store. Without a
+register it then has no primary until one of its slots is promoted; with one,
+another slot in sync takes over by itself. This slot does not resume by itself,
+not after a restart either. To move a store, use "slotfs switch".`,
 		Example: "  slotfs demote mail1",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
