@@ -114,3 +114,36 @@ func TestUndelete(t *testing.T) {
 		t.Errorf("on the other node: %+v", u)
 	}
 }
+
+// TestUndeleteFromPeer: bytes that have rotted in trash/ come from the other node.
+func TestUndeleteFromPeer(t *testing.T) {
+	t.Parallel()
+	f := newCluster(t, 2, cluster.Options{})
+	f.expect(provoked...)
+	f.expect("damaged content", "checksum of block")
+	must(t, f.StartPair())
+	n1 := f.Nodes[0]
+	want := letters("a", 5)
+	must(t, deliver(n1.Mount, "ann", want))
+	begun := time.Now()
+	for name := range want {
+		must(t, os.Remove(filepath.Join(n1.Mount, "ann", "cur", name+":2,")))
+	}
+	f.equal()
+	rotten, err := filepath.Glob(filepath.Join(n1.Data, "trash", "*"))
+	must(t, err)
+	count := 0
+	for _, path := range rotten {
+		if b, err := os.ReadFile(path); err == nil && strings.HasPrefix(string(b), "Message-ID") {
+			flip(t, path, int64(len(b)-1))
+			count++
+		}
+	}
+	if count != len(want) {
+		t.Fatalf("%d of %d messages in trash", count, len(want))
+	}
+	if u := f.undelete(n1, "--since", begun.Add(-time.Minute).Format(time.RFC3339)); u.Restored != len(want) || u.Failed != 0 {
+		t.Errorf("%+v", u)
+	}
+	readAll(t, n1.Mount, "ann", want)
+}

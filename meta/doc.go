@@ -83,7 +83,10 @@
 // the slot's (treeguard.go), and verifies the index again and again, because
 // badger takes a block that it cannot read for one that does not have the key.
 // A damaged index is made anew beside the old one while reads go on
-// (rebuildonline.go). Another goroutine reads the log (verifylog.go). A slot that
+// (rebuildonline.go). A primary stays primary meanwhile, also if a replica is in
+// sync: the index is a view of log and tree, neither of which is in doubt, so
+// nothing acknowledged is at risk; stepping down would end every session for
+// damage that costs changes a pause. A tree or a log that is lost is another matter. Another goroutine reads the log (verifylog.go). A slot that
 // has lost its tree, or entries of its log that it needs, is unfit: it serves
 // nothing and waits to be resynced (refill.go).
 //

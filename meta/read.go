@@ -53,6 +53,10 @@ func (s *Slot) Unsealed() (ids []op.ID, err error) {
 	return ids, err
 }
 
+// Find returns an object of the applied state, or one that has lost its last name
+// and is still in trash; ErrNotExist if there is neither.
+func (s *Slot) Find(id op.ID) (*Inode, error) { return s.find(id) }
+
 // find returns an object that has a name, or is in trash.
 func (s *Slot) find(id op.ID) (n *Inode, err error) {
 	err = s.healed(func() (err error) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"syscall"
 	"time"
 
 	"slotfs/meta"
@@ -201,7 +202,7 @@ func (r *Member) serveFetch(ctx context.Context, l *link) {
 func (r *Member) sendContent(ctx context.Context, l *link, id op.ID) error {
 	ctx, cancel := context.WithTimeout(context.WithValue(meta.ForSlot(ctx), serving{}, true), fetchIdle)
 	defer cancel()
-	in, err := r.Slot.Inode(id)
+	in, err := r.Slot.Find(id)
 	if err == nil && in.Mode&typeMask != typeRegular {
 		err = meta.ErrNotExist
 	}
@@ -211,6 +212,12 @@ func (r *Member) sendContent(ctx context.Context, l *link, id op.ID) error {
 	buf := make([]byte, min(max(in.Size, 1), op.BlockSize))
 	// The first piece decides whether there is content at all.
 	n, err := r.Slot.ReadAt(ctx, id, buf, 0)
+	var damaged *meta.DamagedError
+	if in.Unverified() && (errors.Is(err, syscall.EIO) || errors.As(err, &damaged)) {
+		// Adopted as it is, and never read: there is no better copy anywhere, and
+		// one message must not keep a slot from being filled.
+		err = fmt.Errorf("%w: %w", meta.ErrNotExist, err)
+	}
 	if err != nil {
 		return r.noContent(l, id, err)
 	}

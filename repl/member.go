@@ -49,7 +49,8 @@ type Slot interface {
 	SetStore(meta.StoreID) error // of a slot without store: remember it durably
 	StoreID() meta.StoreID       // zero until the first EpochBegin is applied
 	Faulted() error
-	Inode(id op.ID) (*meta.Inode, error)
+	// Find finds an object, or one without a name whose bytes are still kept.
+	Find(id op.ID) (*meta.Inode, error)
 	// ReadAt reads content, verified.
 	ReadAt(ctx context.Context, id op.ID, p []byte, off int64) (int, error)
 }

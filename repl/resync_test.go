@@ -405,7 +405,7 @@ func TestFetchRepairs(t *testing.T) {
 		}
 	}
 	w.equal(a, b)
-	in, err := a.slot.Inode(m.msgs[2].id)
+	in, err := a.slot.Find(m.msgs[2].id)
 	if err != nil {
 		t.Fatal(err)
 	}
