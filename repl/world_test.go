@@ -269,7 +269,7 @@ func (c *counter) SetStore(id meta.StoreID) error {
 	c.store = id
 	return os.WriteFile(filepath.Join(c.dir, "store"), []byte(id.String()), 0o600)
 }
-func (c *counter) Faulted() error                   { c.mu.Lock(); defer c.mu.Unlock(); return c.fault }
+func (c *counter) Faulted() error                  { c.mu.Lock(); defer c.mu.Unlock(); return c.fault }
 func (c *counter) Find(op.ID) (*meta.Inode, error) { return nil, meta.ErrNotExist }
 func (c *counter) ReadAt(context.Context, op.ID, []byte, int64) (int, error) {
 	return 0, meta.ErrNotExist
