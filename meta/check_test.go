@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -227,6 +228,24 @@ func TestCheckNumbersAreNamed(t *testing.T) {
 	for i := InvName; i <= InvMark; i++ {
 		if f := (Finding{Invariant: i}); f.Describe() == "" {
 			t.Error(fmt.Sprint("I", i, " has no name"))
+		}
+	}
+}
+
+// What a check finds in the trash may be freed before it looks at it.
+func TestCheckWhileTrashIsFreed(t *testing.T) {
+	w := newTwins(t, true, fillMail)
+	id, err := w.a.Lookup("cur/m1")
+	noErr(t, err)
+	name := strconv.FormatUint(uint64(id), 10)
+	for _, c := range []struct {
+		name string
+		want int
+	}{{name, 0}, {"garbage", 1}} {
+		var r Report
+		w.a.checkTrash(&r, []string{c.name})
+		if len(r.Findings) != c.want {
+			t.Errorf("%s is not there: %v", c.name, r.Findings)
 		}
 	}
 }

@@ -65,17 +65,7 @@ func (s *Slot) checkAside(ctx context.Context, r *Report) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range trashed {
-		path := "./" + dirTrash + "/" + name
-		id, err := strconv.ParseUint(name, 10, 64)
-		if err != nil {
-			r.add(InvAside, 0, path, "is not named by an id")
-			continue
-		}
-		if m, err := readMark(filepath.Join(s.dir, dirTrash, name)); err != nil || m.ID != op.ID(id) {
-			r.add(InvAside, op.ID(id), path, "has id %d (%v)", m.ID, err)
-		}
-	}
+	s.checkTrash(r, trashed)
 	staged, err := readNames(s.dir, dirStage)
 	if err != nil {
 		return err
@@ -100,6 +90,23 @@ func (s *Slot) checkAside(ctx context.Context, r *Report) error {
 		}
 	}
 	return ctx.Err()
+}
+
+// checkTrash is I7 for names that were in the trash. They may be freed meanwhile:
+// when a checkpoint has passed, or to make room.
+func (s *Slot) checkTrash(r *Report, names []string) {
+	for _, name := range names {
+		path := "./" + dirTrash + "/" + name
+		id, err := strconv.ParseUint(name, 10, 64)
+		if err != nil {
+			r.add(InvAside, 0, path, "is not named by an id")
+			continue
+		}
+		m, err := readMark(filepath.Join(s.dir, dirTrash, name))
+		if err != nil && !errors.Is(err, os.ErrNotExist) || err == nil && m.ID != op.ID(id) {
+			r.add(InvAside, op.ID(id), path, "has id %d (%v)", m.ID, err)
+		}
+	}
 }
 
 // checkContent is I4, with the applier running.

@@ -294,7 +294,10 @@ func (n *Node) Demote() error {
 
 // Check runs a full check, bytes included.
 func (n *Node) Check() error {
-	_, err := n.Run("check", n.cluster.Store, "--content")
+	out, err := n.Run("check", n.cluster.Store, "--content")
+	if err != nil {
+		err = fmt.Errorf("%w\n%s", err, out)
+	}
 	return err
 }
 
