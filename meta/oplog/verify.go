@@ -76,6 +76,9 @@ func (v *verifier) piece() (n int, more bool, err error) {
 	v.l.mu.Unlock()
 	if v.off == 0 {
 		v.off, v.pos = c.start, c.base
+		if in {
+			v.head(&c)
+		}
 	}
 	if !in || v.off >= c.end || v.pos.Seq >= c.last {
 		return 0, false, nil
@@ -108,6 +111,22 @@ func (v *verifier) piece() (n int, more bool, err error) {
 		v.skip(&c, w, err)
 	}
 	return int(v.off - begun), true, nil
+}
+
+// head notes a damaged header: nobody needs it, as long as the name of the file is
+// right, but it is what people go by who find the file.
+func (v *verifier) head(c *segment) {
+	if f, ok := c.f.(forgetter); ok {
+		f.Forget(0, page)
+	}
+	num, id, err := decodeSegmentHeader(c.f)
+	if err == nil && (num != c.num || id != c.id) {
+		err = fmt.Errorf("segment header: %w: of another segment", op.ErrCorrupt)
+	}
+	if err != nil {
+		next := c.base.Seq + 1
+		v.damage = append(v.damage, &DamageError{Path: c.path, From: next, Next: next, Err: err})
+	}
 }
 
 // skip notes damage at off and goes on where the segment makes sense again.
@@ -283,12 +302,12 @@ func (l *Log) keepCopy(s *segment) error {
 		return err
 	}
 	slices.Sort(names)
-	kept := slices.DeleteFunc(names, func(n string) bool { return !strings.HasSuffix(n, ".damaged") })
+	path := s.path + ".damaged" // may be there already
+	kept := slices.DeleteFunc(names, func(n string) bool { return !strings.HasSuffix(n, ".damaged") || n == filepath.Base(path) })
 	for len(kept) >= keepDamaged {
 		l.remove(filepath.Join(l.dir, kept[0]))
 		kept = kept[1:]
 	}
-	path := s.path + ".damaged"
 	l.remove(path)
 	f, err := l.fs.Create(path)
 	if err != nil {

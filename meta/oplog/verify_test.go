@@ -60,12 +60,17 @@ func TestVerifyAndMend(t *testing.T) {
 		{"middle", list[len(list)/2], batchHeaderSize + 50},
 		{"header in the middle", list[len(list)/2+1], 30},
 		{"last", list[len(list)-1], batchHeaderSize + 30},
+		{"header of the first segment", list[0], 20 - list[0].off},
+		{"header of the last segment", list[len(list)-1], 40 - list[len(list)-1].off},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			flipByte(t, c.of.path, c.of.off+c.at)
 			d, err := l.Verify(context.Background(), unpaced)
-			if err != nil || len(d) != 1 || d[0].From > c.of.header.first || d[0].Next < c.of.header.last()+1 {
+			if err != nil || len(d) != 1 || d[0].From > c.of.header.first || c.at >= 0 && d[0].Next < c.of.header.last()+1 {
 				t.Fatalf("found %v, %v; batch is %+v", d, err, c.of.header)
+			}
+			if c.at < 0 && d[0].Next != d[0].From {
+				t.Errorf("entries are lost with a header: %v", d)
 			}
 			if d[0].Next > d[0].From {
 				if err := l.Mend(d[0].Path, nil); err == nil {
