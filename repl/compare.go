@@ -1,11 +1,9 @@
 package repl
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"slotfs/meta"
@@ -156,6 +154,9 @@ func (r *Member) compareWith(ctx context.Context, s *meta.Slot, p PeerSlot, mend
 		return out, err
 	}
 	defer done()
+	if err := s.VerifyIndex(); err != nil {
+		return out, err
+	}
 	here, their, err := r.sameMoment(ctx, s, c, p)
 	if err != nil {
 		return out, err
@@ -166,7 +167,7 @@ func (r *Member) compareWith(ctx context.Context, s *meta.Slot, p PeerSlot, mend
 		return out, err
 	}
 	out = Comparison{Node: p.Node, Pos: own.Pos, Objects: own.Objects, Digest: own.Digest, Theirs: their.Audit.Digest}
-	d := &differ{c: c, own: own, out: &out, slot: s, here: r.Node}
+	d := &differ{ask: c.ask, there: p.Node, entries: own.Entries, most: their.Audit.Objects, path: s.Path, here: r.Node, out: &out}
 	if own.Pos != their.Audit.Pos {
 		d.add(0, "", fmt.Sprintf("%s has %s, %s has %s at that entry: two histories", r.Node, own.Pos, p.Node, their.Audit.Pos))
 		return out, nil
@@ -215,6 +216,9 @@ func (r *Member) sameMoment(ctx context.Context, s *meta.Slot, c *comparing, p P
 		here, err := s.SnapshotAt(wctx, seq)
 		cancel()
 		t := <-theirs
+		if t.err == nil && t.a.Audit == nil {
+			t.err = fmt.Errorf("%w: no audit in the reply", ErrWire)
+		}
 		if err == nil && t.err == nil {
 			return here, t.a, nil
 		}
@@ -228,95 +232,6 @@ func (r *Member) sameMoment(ctx context.Context, s *meta.Slot, c *comparing, p P
 		}
 	}
 	return nil, nil, fmt.Errorf("no moment was found at which both slots are at one entry: %w", last)
-}
-
-// differ goes down where digests differ.
-type differ struct {
-	c    *comparing
-	own  *meta.Audit
-	slot *meta.Slot
-	here string
-	out  *Comparison
-}
-
-func (d *differ) add(id op.ID, path, text string) {
-	if len(d.out.Differences) >= compareMax {
-		d.out.Omitted++
-		return
-	}
-	d.out.Differences = append(d.out.Differences, Difference{id, path, text})
-}
-
-func (d *differ) contradictions(node string, a *meta.Audit) {
-	for _, dir := range a.Contradicted {
-		path, _ := d.slot.Path(dir)
-		d.add(dir, path, fmt.Sprintf("the index of %s contradicts itself: what it says this directory's entries come to is not what they come to", node))
-	}
-	if a.Digest != a.Recorded && len(a.Contradicted) == 0 {
-		d.add(0, "", fmt.Sprintf("the index of %s contradicts itself: it says its digest is %s, its records come to %s", node, a.Recorded, a.Digest))
-	}
-}
-
-// dir compares the entries of one directory.
-func (d *differ) dir(ctx context.Context, id op.ID, path string, ours, theirs op.Digest) error {
-	if ours == theirs || d.out.Omitted > 0 {
-		return ctx.Err()
-	}
-	own, err := d.own.Entries(id)
-	if err != nil {
-		return err
-	}
-	var other []meta.AuditEntry
-	for more := true; more; {
-		a, err := d.c.ask(compareRequest{Dir: id, From: len(other)})
-		if err != nil {
-			return err
-		}
-		other, more = append(other, a.Entries...), a.More && len(a.Entries) > 0
-	}
-	for len(own) > 0 || len(other) > 0 {
-		order := 0
-		switch {
-		case len(own) == 0:
-			order = 1
-		case len(other) == 0:
-			order = -1
-		default:
-			order = bytes.Compare(own[0].Name, other[0].Name)
-		}
-		switch {
-		case order < 0:
-			d.add(own[0].ID, join(path, own[0].Name), "only on "+d.here)
-			own = own[1:]
-		case order > 0:
-			d.add(other[0].ID, join(path, other[0].Name), "only on "+d.c.there)
-			other = other[1:]
-		default:
-			a, b := own[0], other[0]
-			own, other = own[1:], other[1:]
-			at := join(path, a.Name)
-			switch {
-			case a.ID != b.ID:
-				d.add(a.ID, at, fmt.Sprintf("id %d on %s, id %d on %s", a.ID, d.here, b.ID, d.c.there))
-				continue
-			case a.Sum != b.Sum:
-				d.add(a.ID, at, "attributes or checksum differ")
-			}
-			if a.Dir && b.Dir {
-				if err := d.dir(ctx, a.ID, at, a.Below, b.Below); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	return nil
-}
-
-func join(path string, name []byte) string {
-	if path == "" {
-		return string(name)
-	}
-	return path + "/" + string(name)
 }
 
 // mendDifferences has every object that differs voted on, on both sides.
@@ -343,78 +258,4 @@ func (r *Member) mendDifferences(ctx context.Context, s *meta.Slot, c *comparing
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
-}
-
-// serveCompare answers the questions of another slot until it hangs up.
-func (r *Member) serveCompare(ctx context.Context, l *link) {
-	l.deadline(fetchIdle)
-	s, ok := r.Slot.(*meta.Slot)
-	if !ok || l.sendJSON(frameWelcome, r.identity()) != nil {
-		return
-	}
-	v := &comparer{r: r, s: s}
-	defer v.close()
-	questions(l, compareIdle, func(q *compareRequest) error {
-		a, err := v.answer(ctx, *q)
-		if err != nil {
-			a = &compareReply{None: CodeFailed, Why: err.Error()}
-		}
-		l.deadline(fetchIdle)
-		return l.sendJSON(frameReply, a)
-	})
-}
-
-// comparer is the answering side.
-type comparer struct {
-	r    *Member
-	s    *meta.Slot
-	snap *meta.Snapshot
-	aud  *meta.Audit
-}
-
-func (v *comparer) close() {
-	if v.snap != nil {
-		v.snap.Close()
-		v.snap, v.aud = nil, nil
-	}
-}
-
-func (v *comparer) answer(ctx context.Context, q compareRequest) (*compareReply, error) {
-	switch {
-	case q.At != 0:
-		v.close()
-		wctx, cancel := context.WithTimeout(ctx, compareWait)
-		defer cancel()
-		var err error
-		if v.snap, err = v.s.SnapshotAt(wctx, q.At); err != nil {
-			v.snap = nil
-			return nil, err
-		}
-		if v.aud, err = v.snap.Audit(ctx); err != nil {
-			return nil, err
-		}
-		return &compareReply{Audit: v.aud, Below: v.aud.Below(op.Root)}, nil
-	case q.Dir != 0:
-		if v.aud == nil || q.From < 0 {
-			return nil, errors.New("no snapshot is open")
-		}
-		list, err := v.aud.Entries(q.Dir)
-		if err != nil {
-			return nil, err
-		}
-		list = list[min(q.From, len(list)):]
-		n := min(comparePage, len(list))
-		return &compareReply{Entries: slices.Clip(list[:n]), More: n < len(list)}, nil
-	case q.Testify != 0:
-		t, err := v.s.Testify(ctx, q.Testify)
-		return &compareReply{Testimony: t}, err
-	case q.Reconsider != 0:
-		v.close()
-		outcome, err := v.s.Reconsider(ctx, q.Reconsider)
-		return &compareReply{Outcome: outcome}, err
-	case q.Retotal:
-		v.close()
-		return &compareReply{}, v.s.Retotal(ctx)
-	}
-	return nil, errors.New("an empty question")
 }

@@ -68,7 +68,14 @@ func (r *Member) fetchLogFrom(ctx context.Context, p PeerSlot, q logRange) ([]*o
 		return nil, noEOF(err)
 	case f.typ == frameRefuse:
 		return nil, l.refused(f)
-	case f.typ != frameEntries || len(f.body) < marksSize:
+	}
+	return entriesOf(f, q)
+}
+
+// entriesOf takes the answer to a question for entries out of a frame: some of
+// what was asked for, from its beginning on, or an error.
+func entriesOf(f frame, q logRange) ([]*op.Entry, error) {
+	if f.typ != frameEntries || len(f.body) < marksSize {
 		return nil, fmt.Errorf("%w: type %d instead of entries", ErrWire, f.typ)
 	}
 	list, err := splitEntries(slices.Clone(f.body[marksSize:]), nil)
