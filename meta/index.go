@@ -319,8 +319,17 @@ func (x *index) snapshot(dir op.ID) (v view, entries map[string]Child, subdirs m
 func (x *index) children(dir op.ID) ([]Child, error) { return x.list(dir, view.children) }
 
 // whole is children of an index that is no mixture: it notices a list that is
-// too short.
-func (x *index) whole(dir op.ID) ([]Child, error) { return x.list(dir, view.whole) }
+// too short. ErrNotExist if the directory should be in badger, and is not.
+func (x *index) whole(dir op.ID) ([]Child, error) {
+	since := dir > op.ID(x.checkpointed().Pos.Seq) // ids are the seqs of entries
+	return x.list(dir, func(v view, dir op.ID) ([]Child, error) {
+		list, err := v.whole(dir)
+		if since && errors.Is(err, ErrNotExist) {
+			err = nil
+		}
+		return list, err
+	})
+}
 
 func (x *index) list(dir op.ID, read func(view, op.ID) ([]Child, error)) ([]Child, error) {
 	v, entries, _ := x.snapshot(dir)

@@ -58,10 +58,17 @@ func (x *index) verifyIfDue(least time.Duration, share time.Duration) error {
 	if begun.Sub(x.verified) < max(least, share*x.took) {
 		return nil
 	}
-	err := x.verify()
+	if err := x.verify(); err != nil {
+		return err // whoever asks next is told, too
+	}
 	x.verified, x.took = time.Now(), time.Since(begun)
-	return err
+	return nil
 }
+
+// sure verifies the index, if that was not just done. It is asked before anything
+// is said because the index lacks something; before anything is done because of
+// that, verify.
+func (x *index) sure() error { return x.verifyIfDue(missMin, missShare) }
 
 // swap makes x what made is, whose changes are all written. Whoever is reading
 // from what was there goes on with that.

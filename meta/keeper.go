@@ -38,9 +38,10 @@ const (
 	// in verifyShare of the time.
 	verifyMin   = 10 * time.Second
 	verifyShare = 200
-	// The same if an object is not found in it.
-	missMin   = time.Second
-	missShare = 50
+	// The same if an object is not found in it: badger takes what it cannot read for
+	// absent, so an absence counts only with a verification from about that moment.
+	missMin   = 100 * time.Millisecond
+	missShare = 2
 	// healsMax is how often the index may be made anew in the life of a process: a
 	// disk that damages it again and again is of no use.
 	healsMax = 8
@@ -69,7 +70,11 @@ func (s *Slot) startKeeper() {
 			if s.Resyncing() {
 				continue
 			}
-			if err := s.guard(); err != nil {
+			swaps := s.ix.swaps.Load()
+			if err := s.guard(); unusable(err) {
+				s.heal(healing{swaps: swaps, cause: err})
+				continue
+			} else if err != nil {
 				s.lose(err)
 				continue
 			}
@@ -77,7 +82,6 @@ func (s *Slot) startKeeper() {
 				s.tidyTrash()
 				tidied = time.Now()
 			}
-			swaps := s.ix.swaps.Load()
 			err := s.ix.there()
 			if err == nil {
 				err = s.ix.verifyIfDue(verifyMin, verifyShare)

@@ -92,6 +92,56 @@ func healOnce(t *testing.T, seed uint64, harm func(t *testing.T, s *Slot, rnd *r
 	s.Close()
 }
 
+// badger takes what it cannot read for absent. Nobody may: not for a tree that
+// was emptied, not for a directory without entries, and least of all for files
+// that no entry explains.
+func TestDamagedIndexIsNoAbsence(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	if _, err := Create(dir, Identity{Store: "m"}); err != nil {
+		t.Fatal(err)
+	}
+	s := openTest(t, dir, Options{Reserve: -1})
+	follow(t, s, history(t, 5, 300))
+	want, err := s.Children(op.Root)
+	if err != nil || len(want) == 0 {
+		t.Fatal(want, err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openTest(t, dir, Options{Reserve: -1}) // not started: nobody heals
+	files, _ := filepath.Glob(filepath.Join(dir, dirIndex, "*.sst"))
+	if len(files) == 0 {
+		t.Fatal("no tables")
+	}
+	for _, f := range files {
+		garbleInPlace(t, f, rand.New(rand.NewPCG(3, 3)))
+	}
+	if err := s.guard(); !unusable(err) {
+		t.Errorf("guard: %v", err)
+	}
+	if list, err := s.Children(op.Root); !unusable(err) {
+		t.Errorf("children of the root: %d, %v", len(list), err)
+	}
+	for _, c := range want {
+		if _, err := s.Inode(c.ID); err != nil && !unusable(err) {
+			t.Errorf("%s: %v", c.Name, err)
+		}
+		if known, _, err := s.setStrayAside(op.Root, c.Name); known == nil && err != nil && !unusable(err) {
+			t.Errorf("%s is a stray: %v", c.Name, err)
+		}
+		if _, err := os.Lstat(filepath.Join(dir, dirTree, c.Name)); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := s.reconcileDirs([]op.ID{op.Root}, true); !unusable(err) {
+		t.Errorf("reconcile: %v", err)
+	}
+	if err := s.VerifyIndex(); !unusable(err) {
+		t.Errorf("verify: %v", err)
+	}
+}
+
 // Damaged indexes are kept, the latest two.
 func TestAsideIsBounded(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")

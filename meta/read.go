@@ -18,7 +18,7 @@ func (s *Slot) Inode(id op.ID) (n *Inode, err error) {
 		n, err = s.ix.inode(id)
 		if errors.Is(err, ErrNotExist) {
 			// Nobody asks for what he has not heard of.
-			if bad := s.ix.verifyIfDue(missMin, missShare); bad != nil {
+			if bad := s.ix.sure(); bad != nil {
 				return bad
 			}
 		}
@@ -37,7 +37,9 @@ func (s *Slot) Children(dir op.ID) (list []Child, err error) {
 		return nil, fmt.Errorf("children of id %d: %w", dir, unix.ENOTDIR)
 	}
 	err = s.healed(func() (err error) {
-		list, err = s.ix.whole(dir)
+		if list, err = s.ix.whole(dir); errors.Is(err, ErrNotExist) {
+			err = errors.Join(s.ix.sure(), err)
+		}
 		return err
 	})
 	return list, err

@@ -128,10 +128,11 @@ func damage(err error) bool {
 	return true
 }
 
-// indexLost reports whether there is no index although there should be one.
+// indexLost reports whether there is no index although there should be one. Its
+// directory alone, or what watches over disk space has there, is none.
 func (s *Slot) indexLost() (bool, error) {
-	names, err := readNames(s.dir, dirIndex)
-	if err != nil || len(names) > 0 {
+	_, err := os.Lstat(filepath.Join(s.dir, dirIndex, badger.ManifestFilename))
+	if !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
 	tree, err := readNames(s.dir, dirTree)

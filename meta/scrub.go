@@ -23,6 +23,7 @@ import (
 //	scrubstate.go   what is remembered in scrub.json: cursor, ages, last pass
 //	scrubranges.go  when which ids were verified
 //	scrubobject.go  looking at one object, and mending it
+//	scrubown.go     index and log, which are no objects
 //	scrubmedium.go  reading the medium and not the page cache
 //	scrubpace.go    leaving users alone
 
@@ -42,7 +43,8 @@ type ScrubProgress struct {
 	Messages     uint64            `json:"messages"`
 	Unverified   uint64            `json:"unverified,omitempty"` // of them: adopted, without a checksum as yet
 	Bytes        int64             `json:"bytes"`
-	TotalObjects uint64            `json:"total_objects"` // estimated
+	LogBytes     int64             `json:"log_bytes,omitempty"` // of the log, besides
+	TotalObjects uint64            `json:"total_objects"`       // estimated
 	TotalBytes   int64             `json:"total_bytes"`
 	Found        map[string]uint64 `json:"found,omitempty"` // by kind
 	Repaired     uint64            `json:"repaired"`
@@ -81,6 +83,7 @@ type pass struct {
 	report ScrubReport
 	pace   *pacer
 	full   bool // of everything: counts for the cycle
+	media  [scrubWorkers]*mediumReader
 
 	telling sync.Mutex // held while report is told something; before mu
 
@@ -144,6 +147,12 @@ func (s *Slot) usersDid() uint64 { return s.reads.Load() + s.Log.Last().Seq - s.
 func (p *pass) run(ctx context.Context) error {
 	held := p.s.Stats()
 	p.p.TotalObjects, p.p.TotalBytes = held.Objects, int64(held.Bytes)
+	if err := p.views(); err != nil {
+		return err
+	}
+	if err := p.s.guard(); err != nil { // a lost tree cannot be repaired file by file
+		return err
+	}
 	if p.opt.User != "" {
 		return p.runUser(ctx)
 	}
@@ -152,6 +161,9 @@ func (p *pass) run(ctx context.Context) error {
 		return err
 	}
 	if p.full {
+		if err := p.history(ctx); err != nil {
+			return err
+		}
 		return p.s.scrub.finished(p.p.Started)
 	}
 	return nil
@@ -193,10 +205,13 @@ func sideBySide(ctx context.Context, ids []op.ID, one func(context.Context, op.I
 	errs := make(chan error, scrubWorkers)
 	bctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	for range scrubWorkers {
+	for w := range scrubWorkers {
+		if p.media[w] == nil {
+			p.media[w] = newMediumReader()
+		}
 		go func() {
 			stepBack()
-			m := newMediumReader()
+			m := p.media[w]
 			for {
 				i := next.Add(1) - 1
 				if i >= int64(len(ids)) {
@@ -229,7 +244,11 @@ func (p *pass) one(ctx context.Context, id op.ID, m *mediumReader) error {
 		return ErrResyncing
 	}
 	begun := time.Now()
-	e, err := p.s.examine(id, m)
+	var e examined
+	err := p.s.healed(func() (err error) {
+		e, err = p.s.examine(id, m)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("id %d: %w", id, err)
 	}
@@ -314,6 +333,8 @@ func (p *pass) dir(n *Inode) error {
 		if !p.opt.NoRepair {
 			outcome, err := p.s.mendStray(n.ID, name)
 			switch {
+			case unusable(err):
+				return fmt.Errorf("directory %d: %w", n.ID, err)
 			case err != nil:
 				f.Text += "; " + err.Error()
 			case outcome == ledger.Noted:

@@ -36,20 +36,17 @@ func newMediumReader() *mediumReader {
 	return &mediumReader{buf: b[skip : skip+op.BlockSize]}
 }
 
-// verify compares the bytes of an open regular file with want. bad is what is
-// wrong with them, err a failure that says nothing about the file.
+// verify compares the bytes of an open regular file with want. The descriptor is
+// the caller's, and of no use for other reads afterwards. bad is what is wrong with
+// them, err a failure that says nothing about the file.
 func (m *mediumReader) verify(fd int, want *op.Sum) (medium string, bad, err error) {
-	direct, medium, err := m.open(fd)
-	if err != nil {
+	if medium, err = pastCache(fd); err != nil {
 		return "", nil, err
 	}
-	if direct != fd {
-		defer unix.Close(direct)
-	}
-	bad, err = m.compare(direct, want)
+	bad, err = m.compare(fd, want)
 	if medium == MediumDirect && errors.Is(bad, unix.EINVAL) {
 		// A file system that takes the flag and not the read.
-		if medium, err = dropPages(fd); err == nil {
+		if medium, err = dropped(fd); err == nil {
 			bad, err = m.compare(fd, want)
 		}
 	}
@@ -57,18 +54,15 @@ func (m *mediumReader) verify(fd int, want *op.Sum) (medium string, bad, err err
 }
 
 // sum is the checksum, SHA-256 included, of what the medium has of an open
-// regular file.
+// regular file; see verify about the descriptor.
 func (m *mediumReader) sum(fd int) (*op.Sum, error) {
-	direct, _, err := m.open(fd)
+	medium, err := pastCache(fd)
 	if err != nil {
 		return nil, err
 	}
-	if direct != fd {
-		defer unix.Close(direct)
-	}
-	sum, err := m.sumOpen(direct)
-	if direct != fd && errors.Is(err, unix.EINVAL) {
-		if _, err := dropPages(fd); err != nil {
+	sum, err := m.sumOpen(fd)
+	if medium == MediumDirect && errors.Is(err, unix.EINVAL) {
+		if _, err := dropped(fd); err != nil {
 			return nil, err
 		}
 		return m.sumOpen(fd)
@@ -95,17 +89,22 @@ func (m *mediumReader) sumOpen(fd int) (*op.Sum, error) {
 	}
 }
 
-// open opens the file of fd for reading from the medium.
-func (m *mediumReader) open(fd int) (direct int, medium string, err error) {
-	direct, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDONLY|unix.O_DIRECT|unix.O_CLOEXEC|unix.O_NOATIME, 0)
-	switch {
-	case err == nil:
-		return direct, MediumDirect, nil
-	case errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM):
-		return -1, "", fmt.Errorf("open: %w", err)
+// pastCache makes reads of fd, which was opened with openRead, come from the
+// medium. A flag costs less than to open the file again.
+func pastCache(fd int) (medium string, err error) {
+	_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, unix.O_NONBLOCK|unix.O_NOATIME|unix.O_DIRECT)
+	if err == nil {
+		return MediumDirect, nil
 	}
-	medium, err = dropPages(fd)
-	return fd, medium, err
+	return dropPages(fd)
+}
+
+// dropped is dropPages for a descriptor with the flag.
+func dropped(fd int) (medium string, err error) {
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, unix.O_NONBLOCK|unix.O_NOATIME); err != nil {
+		return "", fmt.Errorf("clear O_DIRECT: %w", err)
+	}
+	return dropPages(fd)
 }
 
 // dropPages makes the kernel forget the pages of a file, and looks whether it

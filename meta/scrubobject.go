@@ -24,7 +24,8 @@ const (
 	FoundStray      = "stray"      // no entry of the log explains it
 	FoundAttributes = "attributes" // mode, owner, time, size or xattrs differ
 	FoundMark       = "mark"       // the attribute with id and checksum is gone or wrong
-	FoundIndex      = "index"      // records contradict the digest of their directory
+	FoundIndex      = "index"      // the index cannot be read
+	FoundLog        = "log"        // a part of the log cannot be read
 )
 
 // ScrubFinding is one thing that scrub found wrong.
@@ -128,14 +129,22 @@ func (s *Slot) examine(id op.ID, m *mediumReader) (e examined, err error) {
 	return examined{}, nil // it changes faster than we look; another time
 }
 
-// warm makes the kernel read what look needs from the disk, so that look does
-// not wait for that with the tree locked.
+// warm makes the kernel read what look needs from the disk, attributes included,
+// so that look does not wait for that with the tree locked.
 func (s *Slot) warm(n *Inode) {
-	if fd, ok := s.tree.openQuick(n); ok {
-		var b [64]byte
-		_, _ = unix.Fgetxattr(fd, markName, b[:])
-		unix.Close(fd)
+	if len(n.Names) == 0 {
+		return
 	}
+	at := n.Names[0]
+	d := s.tree.root
+	if at.Dir != op.Root {
+		if d = s.tree.dirs.get(at.Dir); d == nil {
+			return
+		}
+		defer d.release()
+	}
+	var st unix.Stat_t
+	_ = unix.Fstatat(d.fd, at.Name, &st, unix.AT_SYMLINK_NOFOLLOW)
 }
 
 // look compares names, type, attributes and mark of e.n, and opens it if it has
@@ -161,7 +170,7 @@ func (s *Slot) look(e *examined) (int, error) {
 		}
 		var st unix.Stat_t
 		path := procPath(at.d.fd, at.name)
-		switch err := unix.Lstat(path, &st); {
+		switch err := unix.Fstatat(at.d.fd, at.name, &st, unix.AT_SYMLINK_NOFOLLOW); {
 		case gone(err):
 			f.missing = fmt.Sprintf("%q is not in the tree", at.name)
 			if unix.Fstat(at.d.fd, &st) == nil && st.Nlink == 0 {
@@ -391,6 +400,9 @@ func (s *Slot) setStrayAside(dir op.ID, name string) (known *Inode, outcome stri
 	if _, err := s.ix.child(dir, name); !errors.Is(err, ErrNotExist) {
 		return nil, ledger.Noted, err // it is explained by now
 	}
+	if err := s.ix.verify(); err != nil {
+		return nil, "", err
+	}
 	d, err := s.tree.dir(dir, false)
 	if err != nil {
 		return nil, "", err
@@ -431,6 +443,9 @@ func (s *Slot) reconcileDirs(dirs []op.ID, wait bool) (*ReconcileReport, error) 
 	defer s.admin.Unlock()
 	if s.Resyncing() {
 		return nil, ErrResyncing
+	}
+	if err := s.ix.verify(); err != nil { // what it does not have is set aside below
+		return nil, err
 	}
 	defer s.pauseApplier()()
 	s.tree.mu.Lock()

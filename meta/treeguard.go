@@ -2,6 +2,7 @@ package meta
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -149,7 +150,12 @@ func (s *Slot) guard() error {
 	if now.Dev != held.Dev || now.Ino != held.Ino {
 		return &treeLost{path + " is another directory than it was"}
 	}
-	return s.guardNames(s.ix)
+	err := s.guardNames(s.ix)
+	if errors.Is(err, ErrTreeLost) {
+		// Or is it the index that is?
+		err = cmp.Or(s.ix.verify(), err)
+	}
+	return err
 }
 
 // errDataGone: the data directory as a whole is not there any more.

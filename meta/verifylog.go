@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"slotfs/meta/ledger"
@@ -63,20 +65,19 @@ func (s *Slot) VerifyLog(ctx context.Context, rate int64) (found []LogDamage, er
 	if s.Resyncing() {
 		return nil, nil // the log is about to begin anew
 	}
-	pace := time.NewTimer(0)
-	defer pace.Stop()
 	damage, err := s.Log.Verify(ctx, func(n int) error {
 		if rate <= 0 {
 			return nil
 		}
-		pace.Reset(time.Duration(int64(n) * int64(time.Second) / rate))
-		select {
-		case <-pace.C:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+		return sleep(ctx, time.Duration(int64(n)*int64(time.Second)/rate))
 	})
+	return s.mendAll(ctx, damage), err
+}
+
+// mendAll mends what can be mended of what verifying the whole log has found;
+// keeper.verifying is held.
+func (s *Slot) mendAll(ctx context.Context, damage []*oplog.DamageError) (found []LogDamage) {
+	s.keeper.keepKnown(damage)
 	for _, d := range damage {
 		e := s.mendLog(ctx, d)
 		if e != nil {
@@ -86,7 +87,7 @@ func (s *Slot) VerifyLog(ctx context.Context, rate int64) (found []LogDamage, er
 		}
 		found = append(found, LogDamage{d, e})
 	}
-	return found, err
+	return found
 }
 
 // LogDamage is one place of the log that could not be read.
@@ -208,6 +209,16 @@ func (k *keeper) remember(d *oplog.DamageError) bool {
 	}
 	k.known[p] = struct{}{}
 	return true
+}
+
+// keepKnown forgets what is whole again: damaged once more, it is reported once
+// more.
+func (k *keeper) keepKnown(damage []*oplog.DamageError) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	maps.DeleteFunc(k.known, func(p place, _ struct{}) bool {
+		return !slices.ContainsFunc(damage, func(d *oplog.DamageError) bool { return p == place{d.Path, d.Offset} })
+	})
 }
 
 func (k *keeper) forget(d *oplog.DamageError) {

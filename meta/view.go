@@ -88,16 +88,15 @@ func (v view) children(dir op.ID) (list []Child, err error) {
 }
 
 // whole is children, and notices if badger left something out: its iterators
-// end in silence at a block that they cannot read.
+// end in silence at a block that they cannot read. ErrNotExist with the list if
+// badger has no such directory: it was made since the checkpoint, or removed
+// before, or its record is in such a block.
 func (v view) whole(dir op.ID) ([]Child, error) {
 	list, err := v.children(dir)
 	if err != nil {
 		return nil, err
 	}
 	n, err := v.inode(dir)
-	if errors.Is(err, ErrNotExist) {
-		return list, nil // made since
-	}
 	if err == nil && n.IsDir() && n.Count != uint64(len(list)) {
 		err = &IndexError{fmt.Errorf("it lists %d of the %d entries of directory %d", len(list), n.Count, dir)}
 	}

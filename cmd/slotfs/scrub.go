@@ -45,7 +45,8 @@ compares it with its checksum, and names, attributes and marks with the index.
 What is damaged is replaced by the copy of another node; who is right is voted on
 by everything that noted the checksum at delivery. Bad copies are kept in
 quarantine/, and every finding is in the ledger. It works while the store is in
-use, at low priority, and makes way for users.
+use, at low priority, and makes way for users. The index is verified first; without
+--user and --since the log is read, too.
 
 A node does this continuously by itself (section [scrub] of the config); --pause
 stops that, --resume lets it go on.

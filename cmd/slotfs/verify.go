@@ -24,7 +24,9 @@ Digests are made anew from the records; where those of a directory differ it goe
 down, and names the paths that differ.
 
 Records contain the checksum of every message. --content proves as well that the
-disks hold what the records say: it scrubs all slots without repairing anything.
+disks hold what the records say, and that the logs can be read: it scrubs all slots
+without repairing anything. A damaged index is made anew in any case, as a node does
+by itself.
 
 With --repair everything that differs is voted on, and corrected where it was
 outvoted. A node does so by itself when it notices that a digest differs.

@@ -79,7 +79,7 @@ func (b *bench) scrubs(ctx context.Context) (*scrubResult, error) {
 			return nil, ctx.Err()
 		}
 		quiet(t.pids(), 15*time.Second)
-		cat, err := coldCat(n.Tree())
+		cat, err := coldCat(n.Tree(), filepath.Join(n.Data, "oplog"))
 		if err != nil {
 			return nil, err
 		}
@@ -87,7 +87,7 @@ func (b *bench) scrubs(ctx context.Context) (*scrubResult, error) {
 		if err != nil {
 			return nil, err
 		}
-		speed := mega(p.Bytes, p.Took)
+		speed := mega(p.Bytes+p.LogBytes, p.Took)
 		cats, scrubs, ratios = append(cats, cat), append(scrubs, speed), append(ratios, speed/cat)
 		msgs = append(msgs, float64(p.Messages)/p.Took.Seconds())
 		read, err := coldCat(box)
@@ -125,34 +125,39 @@ func (b *bench) body() []byte { return make([]byte, b.size) }
 
 func mega(bytes int64, took time.Duration) float64 { return float64(bytes) / 1e6 / took.Seconds() }
 
-// coldCat reads all files below a directory one after the other, with nothing of
+// coldCat reads all files below directories one after the other, with nothing of
 // them in memory, in MB/s.
-func coldCat(dir string) (float64, error) {
+func coldCat(dirs ...string) (float64, error) {
 	unix.Sync()
 	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
 		return 0, err
 	}
 	begun := time.Now()
 	var bytes int64
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
+	for _, dir := range dirs {
+		if err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return err
+			}
+			f, err := os.Open(path)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			n, err := io.Copy(io.Discard, f)
+			bytes += n
 			return err
+		}); err != nil {
+			return 0, err
 		}
-		f, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		n, err := io.Copy(io.Discard, f)
-		bytes += n
-		return err
-	})
-	return mega(bytes, time.Since(begun)), err
+	}
+	return mega(bytes, time.Since(begun)), nil
 }
 
 // scrubDone is the last line of a scrub's JSON.
 type scrubDone struct {
 	Bytes    int64
+	LogBytes int64 `json:"log_bytes"`
 	Messages uint64
 	Took     time.Duration
 	Done     bool
@@ -249,7 +254,7 @@ func hashSpeed(body []byte) float64 {
 
 func (r *scrubResult) print(w io.Writer) {
 	fmt.Fprintf(w, "\nscrub: %d messages, %.0f MB\n", r.Messages, float64(r.Bytes)/1e6)
-	fmt.Fprintf(w, "  cold cat of the tree     %8.1f MB/s\n", r.CatMB)
+	fmt.Fprintf(w, "  cold cat of tree and log %8.1f MB/s\n", r.CatMB)
 	fmt.Fprintf(w, "  scrub                    %8.1f MB/s, %.0f messages/s: %.2f × (goal ≥ 0.8)\n", r.ScrubMB, r.ScrubMsgs, r.Ratio)
 	fmt.Fprintf(w, "  deliveries               %8.1f /s, during scrubs %.1f /s: %.1f %% fewer (goal ≤ 10 %%)\n", r.Deliver, r.DeliverWith, 100*r.Slowdown)
 	fmt.Fprintf(w, "  cold read of the mount   %8.1f MB/s; verifying alone %.0f MB/s: %.1f %% of the time (goal < 5 %%)\n", r.ReadMB, r.HashMB, 100*r.Verify)
