@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"slotfs/integration/cluster"
 	"slotfs/meta/op"
@@ -58,78 +57,6 @@ func (f *fixture) waitText(n *cluster.Node, text string) {
 		}
 		return err
 	}))
-}
-
-// TestReplicaLosesTree: a replica whose tree is emptied, while it runs or
-// before it starts, takes that for what it is: it stops acknowledging and is
-// filled again (so soon, here, that the primary need not drop it), and the
-// primary serves on.
-func TestReplicaLosesTree(t *testing.T) {
-	t.Parallel()
-	f := newCluster(t, 2, cluster.Options{})
-	f.expect(provoked...)
-	f.expect("the tree is lost")
-	must(t, f.StartPair())
-	n1, n2 := f.Nodes[0], f.Nodes[1]
-	must(t, deliver(n1.Mount, "ann", letters("a", 50)))
-	f.equal()
-	empty(t, n2.Tree())
-	f.waitText(n2, "resynced to")
-	must(t, deliver(n1.Mount, "ann", letters("b", 5)))
-	must(t, f.WaitInSync())
-	f.equal()
-
-	must(t, n2.Stop())
-	empty(t, n2.Tree())
-	must(t, deliver(n1.Mount, "ann", letters("c", 5)))
-	must(t, n2.Start())
-	must(t, f.WaitInSync())
-	f.equal()
-	for _, x := range []string{"a", "b", "c"} {
-		readAll(t, n1.Mount, "ann", letters(x, 5))
-	}
-	out, err := n2.Run("ledger", f.Store)
-	if err != nil || !strings.Contains(out, "the tree is lost") {
-		t.Errorf("ledger: %q, %v", out, err)
-	}
-}
-
-// TestPrimaryLosesTree: a primary whose tree is emptied serves nothing any more;
-// no mail counts as removed, the other slot has it all, and refills it.
-func TestPrimaryLosesTree(t *testing.T) {
-	t.Parallel()
-	f := newCluster(t, 2, cluster.Options{})
-	f.expect(provoked...)
-	f.expect("the tree is lost", "missing", "damaged content")
-	must(t, f.StartPair())
-	n1, n2 := f.Nodes[0], f.Nodes[1]
-	all := letters("a", 50)
-	must(t, deliver(n1.Mount, "ann", all))
-	f.equal()
-	empty(t, n1.Tree())
-	must(t, f.Wait("the mount to end", func() error {
-		s, err := n1.Slot()
-		if err == nil && s.Mounted {
-			err = fmt.Errorf("%s is still mounted", n1.Mount)
-		}
-		return err
-	}))
-	f.waitText(n1, "waiting for another slot to refill this one")
-	// It does not come back by itself, and cannot be made to.
-	time.Sleep(2 * time.Second) // long enough for several attempts
-	if err := n1.Promote(); err == nil {
-		t.Error("promoted without its tree")
-	}
-	must(t, n2.Promote())
-	must(t, n2.WaitMounted())
-	readAll(t, n2.Mount, "ann", all)
-	must(t, deliver(n2.Mount, "ann", letters("b", 5)))
-	must(t, f.WaitInSync())
-	f.equal()
-	must(t, n2.Demote())
-	must(t, n1.Promote())
-	must(t, n1.WaitMounted())
-	readAll(t, n1.Mount, "ann", all)
 }
 
 // TestIndexLost: an index that is removed under a running primary is made anew
@@ -185,34 +112,17 @@ func garbleEntry(t *testing.T, data string, seq uint64) {
 	t.Fatalf("no entry %d in %q", seq, files)
 }
 
-// TestLogRots: entries of a running slot's log that can no longer be read are
-// fetched from the other slot; of one that starts and needs them, the whole
-// slot is filled again.
-func TestLogRots(t *testing.T) {
+// TestLogNeeded: a slot that starts after a crash, and cannot read entries that
+// recovery needs, is filled again.
+func TestLogNeeded(t *testing.T) {
 	t.Parallel()
 	f := newCluster(t, 2, cluster.Options{})
 	f.expect(provoked...)
 	f.expect("log damaged", "log was damaged", "put a damaged segment", "the log is kept as")
 	must(t, f.StartPair())
 	n1, n2 := f.Nodes[0], f.Nodes[1]
-	must(t, deliver(n1.Mount, "ann", letters("a", 100)))
-	f.equal()
-	must(t, n2.Stop()) // so that its memory has none of it
-	must(t, n2.Start())
-	must(t, f.WaitInSync())
-	garbleEntry(t, n2.Data, 50)
-	out, err := n2.Run("check", f.Store, "--repair")
-	if err == nil || !strings.Contains(out, "; mended") {
-		t.Errorf("check: %q, %v", out, err)
-	}
-	must(t, n2.Check())
-	out, err = n2.Run("ledger", f.Store)
-	if err != nil || !strings.Contains(out, "mended with entries from n1") {
-		t.Errorf("ledger: %q, %v", out, err)
-	}
-
-	// After a crash recovery needs what came after the checkpoint. Not the last
-	// batch: that would be taken for torn, and fetched again by the stream.
+	// What came after the checkpoint. Not the last batch: that would be taken for
+	// torn, and fetched again by the stream.
 	must(t, deliver(n1.Mount, "ann", letters("b", 20)))
 	f.equal()
 	s, err := n2.Slot()
