@@ -83,7 +83,6 @@ type pass struct {
 	report ScrubReport
 	pace   *pacer
 	full   bool // of everything: counts for the cycle
-	media  [scrubWorkers]*mediumReader
 
 	telling sync.Mutex // held while report is told something; before mu
 
@@ -205,13 +204,10 @@ func sideBySide(ctx context.Context, ids []op.ID, one func(context.Context, op.I
 	errs := make(chan error, scrubWorkers)
 	bctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	for w := range scrubWorkers {
-		if p.media[w] == nil {
-			p.media[w] = newMediumReader()
-		}
+	for range scrubWorkers {
 		go func() {
 			stepBack()
-			m := p.media[w]
+			m := newMediumReader()
 			for {
 				i := next.Add(1) - 1
 				if i >= int64(len(ids)) {
