@@ -29,7 +29,7 @@ type pacer struct {
 
 const (
 	usersGone  = 100 * time.Millisecond // without a sign of users they count as gone
-	restMost   = 150.0                  // of a busy slot the workers together take about one part in 50
+	restMost   = 50.0                   // of a busy slot the workers together take about one part in 17
 	restLimit  = 500 * time.Millisecond // a rest is not longer
 	rateBurst  = 100 * time.Millisecond // what was not used for so long may be made up for
 	lookSpaced = time.Millisecond       // work shorter than that is not worth a rest
