@@ -21,10 +21,11 @@ import (
 const lookAgain = 3 * time.Second
 
 // diagnose notes what is wrong with an endpoint that failed with err, if it is
-// something that an operator can mend.
-func (e *Etcd) diagnose(p *endpoint, err error) {
+// something that an operator can mend. An error that came after the asker had
+// gone says something only if it is etcd's word.
+func (e *Etcd) diagnose(p *endpoint, err error, gone bool) {
 	e.mu.Lock()
-	again := e.closed || time.Since(p.looked) < lookAgain
+	again := gone || e.closed || time.Since(p.looked) < lookAgain
 	if !again {
 		p.looked = time.Now()
 	}

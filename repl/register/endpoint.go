@@ -32,6 +32,7 @@ const (
 type endpoint struct {
 	url    string
 	client *clientv3.Client // nil: not connected yet
+	dial   chan struct{}    // not nil: somebody connects; closed when that has ended
 	why    error            // what is wrong with it, if that is known; see diagnose
 	looked time.Time        // when that was last looked into
 }
@@ -86,14 +87,31 @@ func closeClient(c *clientv3.Client, logger *slog.Logger) {
 }
 
 // client gives the connection to p. With a user it authenticates first, which
-// takes a request.
+// takes a request that costs etcd a good deal of work: one at a time.
 func (e *Etcd) client(ctx context.Context, p *endpoint) (*clientv3.Client, error) {
-	e.mu.Lock()
-	c, closed := p.client, e.closed
-	e.mu.Unlock()
-	if c != nil || closed {
-		return c, e.closedError(closed)
+	for {
+		e.mu.Lock()
+		c, closed, dial := p.client, e.closed, p.dial
+		if c == nil && !closed && dial == nil {
+			p.dial = make(chan struct{})
+		}
+		e.mu.Unlock()
+		switch {
+		case c != nil || closed:
+			return c, e.closedError(closed)
+		case dial == nil:
+			return e.connect(ctx, p)
+		}
+		select {
+		case <-dial:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
+}
+
+// connect is client for the one who does it.
+func (e *Etcd) connect(ctx context.Context, p *endpoint) (*clientv3.Client, error) {
 	c, err := clientv3.New(clientv3.Config{
 		Endpoints: []string{p.url}, TLS: e.options.TLS, Username: e.options.User, Password: e.options.Password,
 		DialTimeout: e.dialTimeout(), DialKeepAliveTime: keepalive, DialKeepAliveTimeout: keepaliveTimeout,
@@ -103,21 +121,19 @@ func (e *Etcd) client(ctx context.Context, p *endpoint) (*clientv3.Client, error
 			MinConnectTimeout: attempt,
 		})},
 	})
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	close(p.dial)
+	p.dial = nil
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	switch {
-	case e.closed:
+	if e.closed {
 		go closeClient(c, e.logger)
 		return nil, errClosed
-	case p.client != nil: // somebody else was faster
-		go closeClient(c, e.logger)
-	default:
-		p.client = c
 	}
-	return p.client, ctx.Err()
+	p.client = c
+	return c, ctx.Err()
 }
 
 func (e *Etcd) closedError(closed bool) error {
@@ -172,8 +188,8 @@ func ask[T any](ctx context.Context, e *Etcd, f func(context.Context, *clientv3.
 					a.value, a.err = f(actx, c)
 				}
 				answers <- a
-				if a.err != nil && ctx.Err() != context.Canceled {
-					e.diagnose(p, a.err)
+				if a.err != nil {
+					e.diagnose(p, a.err, ctx.Err() == context.Canceled)
 				}
 			}()
 		}
