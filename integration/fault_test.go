@@ -146,10 +146,11 @@ func (c *campaign) acknowledged(n int) error {
 }
 
 // harm applies faults one after another, not far apart, holds each for its
-// time, and undoes them in the order of their ends. It returns when the first
-// was applied.
+// time, and undoes them in the order of their ends, the last ones last. It
+// returns when the first was applied.
 func (c *campaign) harm(faults []fault, primary, replica *cluster.Node) (begin time.Time) {
 	type end struct {
+		fault
 		at   time.Time
 		undo func()
 	}
@@ -164,9 +165,14 @@ func (c *campaign) harm(faults []fault, primary, replica *cluster.Node) (begin t
 			begin = time.Now()
 		}
 		hold := f.hold[0] + time.Duration(c.rng.Int64N(int64(f.hold[1]-f.hold[0])))
-		ends = append(ends, end{time.Now().Add(hold), undo})
+		ends = append(ends, end{f, time.Now().Add(hold), undo})
 	}
-	slices.SortFunc(ends, func(a, b end) int { return a.at.Compare(b.at) })
+	slices.SortFunc(ends, func(a, b end) int {
+		if a.last != b.last {
+			return map[bool]int{true: 1, false: -1}[a.last]
+		}
+		return a.at.Compare(b.at)
+	})
 	for _, e := range ends {
 		time.Sleep(time.Until(e.at))
 		if e.undo != nil {

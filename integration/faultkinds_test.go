@@ -32,6 +32,7 @@ type fault struct {
 	name string
 	hold [2]time.Duration // for how long: from, to
 	slow bool             // the harm is done when do returns, not when it begins
+	last bool             // its undo waits for processes that other faults stop
 	// ends says which processes end or lose what they had only in memory.
 	ends []string
 	do   func(w *world, primary, replica *cluster.Node) (undo func())
@@ -201,7 +202,7 @@ func chosen(t *testing.T, all []fault) []fault {
 // switchover hands the store over, in good order, asked of either node. That it
 // is refused when something else is broken is fine.
 func switchover() fault {
-	return fault{name: "switchover", hold: [2]time.Duration{0, ms(1000)}, do: func(w *world, p, r *cluster.Node) func() {
+	return fault{name: "switchover", hold: [2]time.Duration{0, ms(1000)}, last: true, do: func(w *world, p, r *cluster.Node) func() {
 		n := []*cluster.Node{p, r}[w.rng.IntN(2)]
 		done := make(chan error, 1)
 		go func() { _, err := n.Run("switch", w.Store); done <- err }()
