@@ -357,7 +357,7 @@ func (w *world) follow() {
 		if n != int(last.Seq-after) || l.Last().Seq != after {
 			w.fatalf("cut after %d of %v: %d entries, log ends at %v", after, last, n, l.Last())
 		}
-		w.checkRescue(before, after, last.Seq)
+		w.checkRescue(before, after, last)
 		for seq := after + 1; seq <= last.Seq; seq++ {
 			delete(w.hist, seq)
 		}
@@ -406,26 +406,27 @@ func (w *world) rescues() map[string]bool {
 	return m
 }
 
-// checkRescue reads the rescue file that a cut has made.
-func (w *world) checkRescue(before map[string]bool, after, last uint64) {
+// checkRescue reads the rescue file that a cut has made; or has made again, where
+// a crash undid the cut but not the file.
+func (w *world) checkRescue(before map[string]bool, after uint64, last op.Pos) {
 	now := w.rescues()
-	maps.DeleteFunc(now, func(n string, _ bool) bool { return before[n] })
-	if len(now) != 1 {
-		w.fatalf("%d new rescue files", len(now))
+	name := fmt.Sprintf("%d-%d-%016x.log", after+1, last.Seq, last.Chain)
+	made := now[name]
+	maps.DeleteFunc(now, func(n string, _ bool) bool { return before[n] || n == name })
+	if !made || len(now) > 0 {
+		w.fatalf("rescue file %s: %v; others: %v", name, made, now)
 	}
 	w.rescued++
-	for n := range now {
-		next := after + 1
-		err := scanFile(w.fs, filepath.Join(w.dir, "rescue", n), func(e *op.Entry) error {
-			if e.Seq != next || !bytes.Equal(e.Raw, w.hist[e.Seq]) {
-				return fmt.Errorf("seq %d is wrong (want %d)", e.Seq, next)
-			}
-			next++
-			return nil
-		})
-		if err != nil && !errors.Is(err, errInjected) || err == nil && next != last+1 {
-			w.fatalf("rescue file %s ends at %d, want %d: %v", n, next-1, last, err)
+	next := after + 1
+	err := scanFile(w.fs, filepath.Join(w.dir, "rescue", name), func(e *op.Entry) error {
+		if e.Seq != next || !bytes.Equal(e.Raw, w.hist[e.Seq]) {
+			return fmt.Errorf("seq %d is wrong (want %d)", e.Seq, next)
 		}
+		next++
+		return nil
+	})
+	if err != nil && !errors.Is(err, errInjected) || err == nil && next != last.Seq+1 {
+		w.fatalf("rescue file %s ends at %d, want %d: %v", name, next-1, last.Seq, err)
 	}
 }
 

@@ -74,8 +74,8 @@ func readSeal(fs fsys, dir string) (uint64, error) {
 
 // Cut takes everything after seq after off a following log, and keeps it in a
 // new file in rescueDir, which ScanFile reads; with no rescueDir the caller has
-// kept it (Rescue). It returns how many entries that were. Committed or applied entries cannot be cut. The caller appends
-// nothing meanwhile.
+// kept it (Rescue). It returns how many entries that were. Committed or applied
+// entries cannot be cut. The caller appends nothing meanwhile.
 func (l *Log) Cut(after uint64, rescueDir string) (n int, err error) {
 	l.token <- struct{}{}
 	defer l.release()

@@ -14,8 +14,7 @@ import (
 // stream to the other, both apply and trim. What was acknowledged is on both.
 func TestPair(t *testing.T) {
 	o := Options{SegmentSize: 256 << 10, MaxUncommitted: 1 << 20}
-	dirA, dirB := t.TempDir(), t.TempDir()
-	a, b := primary(t, dirA, o, slotB), open(t, dirB, o)
+	a, b := primary(t, t.TempDir(), o, slotB), open(t, t.TempDir(), o)
 	ctx, cancel := context.WithCancel(bg)
 	var stream sync.WaitGroup
 	stream.Go(func() { ship(ctx, t, a, b) })
@@ -75,10 +74,11 @@ func TestPair(t *testing.T) {
 	if a.First() == 1 || b.First() == 1 {
 		t.Error("nothing was trimmed")
 	}
-	closeLog(t, a)
-	closeLog(t, b)
-	for _, dir := range []string{dirA, dirB} {
-		if l := open(t, dir, o); l.Last() != last || l.RecoveredCommitted() != last.Seq {
+	for _, l := range []*Log{a, b} {
+		// Closing notes what is committed, if there is room for one more batch.
+		room := l.active().end+(&batchHeader{}).extent() <= l.active().size
+		closeLog(t, l)
+		if l := open(t, l.dir, o); l.Last() != last || room && l.RecoveredCommitted() != last.Seq {
 			t.Errorf("reopened at %v, committed %d; want %v", l.Last(), l.RecoveredCommitted(), last)
 		}
 	}
