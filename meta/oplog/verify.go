@@ -84,8 +84,8 @@ func (v *verifier) piece() (n int, more bool, err error) {
 		return 0, false, nil
 	}
 	begun := v.off
-	if f, ok := c.f.(forgetter); ok {
-		f.Forget(begun, verifyPiece+maxBatchBytes)
+	if f, ok := c.f.(forgetter); ok && begun == c.start {
+		f.Forget(begun, c.end-begun) // all at once: the kernel reads ahead of the pieces
 	}
 	w := &window{r: c.f, size: c.size, step: verifyPiece}
 	for v.off < c.end && v.off-begun < verifyPiece {
