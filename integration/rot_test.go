@@ -21,7 +21,7 @@ import (
 const (
 	rotMessages     = 400
 	rotMessagesSoak = 50_000
-	rotRounds       = 10
+	rotRounds       = 6
 )
 
 // TestRot lets disks rot under a Dovecot: round by round a random part of the
