@@ -6,13 +6,13 @@ GO    ?= go
 BIN   := bin/slotfs
 
 # Parameters, all optional:
-#   make test   RUN=Regexp TIMEOUT=80m PARALLEL=3
+#   make test   RUN=Regexp TIMEOUT=80m PARALLEL=2
 #   make fuzz   FUZZTIME=30s
 #   make soak   SEED=1 ROUNDS=1000
 #   make bench  BENCH="-rounds 5 -only dovecot"
 #   make demo   KEEP=1
 TIMEOUT  ?= 80m
-PARALLEL ?= 3
+PARALLEL ?= 2
 RUN      ?=
 FUZZTIME ?= 20s
 SEED     ?=

@@ -31,9 +31,12 @@ func newSlotWorld(t *testing.T, m *matrix) *slotWorld {
 	must(t, w.StartPair())
 	w.deliver("a", 40)
 	w.restart(nil)
-	w.deliver("mid", 20) // in a segment of the log between others
-	w.restart(nil)
-	w.deliver("z", 20)
+	// In a segment of the log between others each: where one ends differs from node
+	// to node by an entry or two.
+	for _, name := range []string{"mid", "gap", "z"} {
+		w.deliver(name, 20)
+		w.restart(nil)
+	}
 	return w
 }
 

@@ -19,6 +19,7 @@ var faulty = []string{
 	"register", "etcd", "raft", // it is out of reach
 	"level=WARN msg=replication", // a connection broke
 	"superseded", "demoted", "isolated", "unmount", "hook failed", "mount was in use",
+	"switchover to",            // one of its nodes was stopped or cut off
 	"copies left",              // of three
 	"were removed between",     // mail of rounds that have been judged
 	"space", "full", "reserve", // a disk is full
