@@ -150,11 +150,11 @@ func (c *campaign) acknowledged(n int) error {
 // returns when the first was applied.
 func (c *campaign) harm(faults []fault, primary, replica *cluster.Node) (begin time.Time) {
 	type end struct {
-		fault
 		at   time.Time
 		undo func()
 	}
 	var ends []end
+	var last []func()
 	begin = time.Now()
 	for i, f := range faults {
 		if i > 0 {
@@ -165,19 +165,21 @@ func (c *campaign) harm(faults []fault, primary, replica *cluster.Node) (begin t
 			begin = time.Now()
 		}
 		hold := f.hold[0] + time.Duration(c.rng.Int64N(int64(f.hold[1]-f.hold[0])))
-		ends = append(ends, end{f, time.Now().Add(hold), undo})
-	}
-	slices.SortFunc(ends, func(a, b end) int {
-		if a.last != b.last {
-			return map[bool]int{true: 1, false: -1}[a.last]
+		if f.last {
+			last = append(last, undo)
+			continue
 		}
-		return a.at.Compare(b.at)
-	})
+		ends = append(ends, end{time.Now().Add(hold), undo})
+	}
+	slices.SortFunc(ends, func(a, b end) int { return a.at.Compare(b.at) })
 	for _, e := range ends {
 		time.Sleep(time.Until(e.at))
 		if e.undo != nil {
 			e.undo()
 		}
+	}
+	for _, undo := range last {
+		undo()
 	}
 	return begin
 }
