@@ -57,10 +57,7 @@ func (s *Slot) Unsealed() (ids []op.ID, err error) {
 
 // Find returns an object of the applied state, or one that has lost its last name
 // and is still in trash; ErrNotExist if there is neither.
-func (s *Slot) Find(id op.ID) (*Inode, error) { return s.find(id) }
-
-// find returns an object that has a name, or is in trash.
-func (s *Slot) find(id op.ID) (n *Inode, err error) {
+func (s *Slot) Find(id op.ID) (n *Inode, err error) {
 	err = s.healed(func() (err error) {
 		n, err = s.findNow(id)
 		return err
@@ -99,7 +96,7 @@ func (s *Slot) ReadAt(ctx context.Context, id op.ID, p []byte, off int64) (int, 
 		if err := s.usable(); err != nil {
 			return 0, fmt.Errorf("read id %d: %w", id, err)
 		}
-		n, err := s.find(id)
+		n, err := s.Find(id)
 		if err != nil {
 			return 0, err
 		}
@@ -261,7 +258,7 @@ func (s *Slot) readBlockStable(n *Inode, i int, b []byte) error {
 		return err
 	}
 	// Of a control file: an entry may have changed it meanwhile.
-	if now, e := s.find(n.ID); e == nil && (now.Changed != n.Changed || now.Sum == nil) {
+	if now, e := s.Find(n.ID); e == nil && (now.Changed != n.Changed || now.Sum == nil) {
 		return errChanged
 	}
 	return err

@@ -26,7 +26,7 @@ func (s *Slot) repair(ctx context.Context, id op.ID, changed uint64, cause error
 		return err
 	}
 	defer unlock()
-	n, err := s.find(id)
+	n, err := s.Find(id)
 	if err != nil {
 		return err
 	}
@@ -38,7 +38,7 @@ func (s *Slot) repair(ctx context.Context, id op.ID, changed uint64, cause error
 	}
 	// The index changes before the content does: if it has not, what was read
 	// just now was whole.
-	if now, err := s.find(id); err != nil || now.Changed != changed || now.Sum == nil {
+	if now, err := s.Find(id); err != nil || now.Changed != changed || now.Sum == nil {
 		return errors.Join(errChanged, err)
 	}
 	if s.putInPlace(n) {

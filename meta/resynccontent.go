@@ -103,7 +103,6 @@ func (s *Slot) ResyncWanted(max int) ([]*Inode, error) {
 
 // nextWanted lists what is wanted from an id on, and what is wanted no longer.
 func (s *Slot) nextWanted(from op.ID, max int) (list []*Inode, here []op.ID, err error) {
-	enough := errors.New("enough")
 	err = s.eachWanted(from, func(id op.ID, how byte) error {
 		if how != wantedFetch {
 			return nil
@@ -121,11 +120,11 @@ func (s *Slot) nextWanted(from op.ID, max int) (list []*Inode, here []op.ID, err
 			return nil
 		}
 		if list = append(list, n); len(list) >= max {
-			return enough
+			return errEnough
 		}
 		return nil
 	})
-	if errors.Is(err, enough) {
+	if errors.Is(err, errEnough) {
 		err = nil
 	}
 	return list, here, err

@@ -116,7 +116,7 @@ func (t *Testimony) sums(claims, found map[string]string) {
 // Testify says all that this slot knows of an object. It repairs nothing.
 func (s *Slot) Testify(ctx context.Context, id op.ID) (*Testimony, error) {
 	t := new(Testimony)
-	n, err := s.find(id)
+	n, err := s.Find(id)
 	if errors.Is(err, ErrNotExist) {
 		return t, nil
 	}

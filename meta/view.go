@@ -155,7 +155,6 @@ func (v view) inodeIDs(from, to op.ID, limit int) (list []op.ID, err error) {
 // lacking lists up to limit ids from `from` on, ascending, of regular files that
 // lack this; what is in changed counts for nothing.
 func (v view) lacking(what lack, from op.ID, limit int, changed map[op.ID]bool) (list []op.ID, err error) {
-	enough := errors.New("enough")
 	err = v.eachSince([]byte{prefixLack}, lackKey(from), true, func(key, value []byte) error {
 		if len(key) != 8 || len(value) > 1 {
 			return errRecord
@@ -169,15 +168,18 @@ func (v view) lacking(what lack, from op.ID, limit int, changed map[op.ID]bool) 
 			return nil
 		}
 		if list = append(list, id); len(list) >= limit {
-			return enough
+			return errEnough
 		}
 		return nil
 	})
-	if errors.Is(err, enough) {
+	if errors.Is(err, errEnough) {
 		err = nil
 	}
 	return list, err
 }
+
+// errEnough ends each and eachSince where nothing more is wanted.
+var errEnough = errors.New("enough")
 
 // each calls f with what follows prefix in every key that starts with it.
 // key and value are valid during the call only.
