@@ -361,6 +361,7 @@ func (w *xworld) welcome(c *xconn) {
 	c.open, c.priLife, c.epoch, c.sent, c.heard, c.number = true, b.life, b.pos().Epoch, seq, w.now, w.numbers
 	b.latest[a.i] = c.number
 	b.post(evJoin{conn: c.number, slot: a.id, node: nameOf(a.id), local: a.local, at: seq})
+	w.commit(a, b.committed)
 }
 
 func (w *xworld) send(c *xconn, n int) {
@@ -402,8 +403,16 @@ func (w *xworld) receive(c *xconn) {
 		a.log = append(a.log[:len(a.log):len(a.log)], d.entries...)
 		a.rehist()
 	}
-	a.told = max(a.told, d.committed)
-	w.advance(a)
+	w.commit(a, d.committed)
+}
+
+// commit is oplog.Log.Commit.
+func (w *xworld) commit(n *xnode, seq uint64) {
+	if w.bug != bugToldAhead {
+		seq = min(seq, uint64(len(n.log)))
+	}
+	n.told = max(n.told, seq)
+	w.advance(n)
 }
 
 // hear has the primary take in one acknowledgement. What is in its socket is

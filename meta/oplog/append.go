@@ -85,14 +85,15 @@ func (l *Log) Ack(peer op.SlotID, received, durable uint64) {
 
 // Commit tells a following log what the primary has committed. The committed
 // mark does not pass what is durable here: tree and index must not get ahead
-// of the log.
+// of the log. Of what this log does not have yet nothing is remembered: the
+// entry that it gets in that place may be another primary's.
 func (l *Log) Commit(seq uint64) {
 	l.mu.Lock()
 	defer l.unlock()
 	if l.leading {
 		return
 	}
-	l.told = max(l.told, seq)
+	l.told = max(l.told, min(seq, l.last.Seq))
 	l.advanceLocked()
 }
 
