@@ -85,9 +85,10 @@ demo: deps build ## two nodes and a witness, a Dovecot, a killed primary, failov
 demo-stop: build ## end what `make demo KEEP=1` left running
 	@SLOTFS_BIN=$(CURDIR)/$(BIN) $(GO) run ./integration/demo -stop
 
-soak: deps build ## ROUNDS rounds of load under faults: kill -9, lost power, cut links, stopped processes …, from SEED
+soak: deps build ## ROUNDS rounds of load under faults: kill -9, lost power, cut links, stopped processes …, from SEED; then a million steps of the explorer for each
 	@SLOTFS_BIN=$(CURDIR)/$(BIN) SLOTFS_SOAK_ROUNDS=$(ROUNDS) SLOTFS_SEED=$(SEED) \
 		$(GO) test -v -count=1 -timeout 0 -run '^(TestKill|TestPowerLoss|TestFaults|TestRot)' ./integration
+	$(GO) test -v -count=1 -timeout 0 -run '^TestExplore$$' ./repl -args -explore-steps $(ROUNDS)000000
 
 install: build ## PREFIX/sbin/slotfs and the systemd units
 	install -D -m 755 $(BIN) $(DESTDIR)$(or $(PREFIX),/usr/local)/sbin/slotfs

@@ -102,9 +102,8 @@ func (m *machine) due() string {
 	case p.answered.After(heard) && !p.info.leading && p.info.Unfit != "":
 		why = p.info.Unfit
 	}
-	if silent > g.failover/2 && p != nil && m.now.Sub(m.probed) >= probeEvery {
-		m.probed = m.now
-		m.ask(p) // so that its answer, or that there is none, is known in time
+	if silent > g.failover/2 && m.now.Sub(m.probed) >= probeEvery {
+		m.askAll() // so that its answer, or that there is none, is known in time; or who is primary now
 	}
 	if why == "" {
 		return ""
