@@ -92,6 +92,7 @@ func restart(who string) fault {
 	return fault{name: "restart of " + who, hold: [2]time.Duration{ms(100), ms(3000)}, ends: []string{who}, do: func(w *world, p, r *cluster.Node) func() {
 		n := w.one(who, p, r)
 		if n.Running() {
+			_ = n.SignalAll(syscall.SIGCONT) // as systemd does for one that stands still
 			if err := n.Stop(); err != nil {
 				w.t.Error(err)
 			}

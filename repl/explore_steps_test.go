@@ -220,9 +220,14 @@ func (w *xworld) deliver(q *xmsg) bool {
 		q.reply = evAnswer{slot: q.to.id, node: nameOf(q.to.id), answer: q.to.answer(w)}
 		q.to.post(evAnswer{slot: q.from.id, node: nameOf(q.from.id), poke: true, answer: q.from.answer(w)})
 	case effHandover:
-		if !q.asked {
-			q.asked = true
+		switch q.asked {
+		case 0:
+			q.asked = q.to.life
 			q.to.post(evPromote{id: q.number, opts: PromoteOptions{handover: "another"}})
+		case q.to.life:
+		default: // the one that was asked is gone, and the connection with it
+			w.unanswered(q, false)
+			return true
 		}
 	case effTail:
 		q.reply = evTail{q.to.id, w.tail(q.from, q.to)}

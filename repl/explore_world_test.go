@@ -109,7 +109,7 @@ type xmsg struct {
 	what     effect
 	reply    event
 	number   uint64 // of a handover: the command's, over there
-	asked    bool
+	asked    int    // the process there that has it; 0: none yet
 }
 
 // xreg is a request to the register.
