@@ -110,6 +110,7 @@ func (c *campaign) suffer(dir string, faults []fault) {
 	}
 	stop := c.load(dir, more...)
 	must(c.t, c.Wait("mail before the fault", func() error { return c.acknowledged(10) }))
+	must(c.t, c.WaitInSync()) // a disk that stands still for long costs a replica its place
 
 	begin := c.harm(faults, primary, replica)
 	c.whole()
