@@ -198,8 +198,9 @@ func (m *machine) reenter(p *peer) bool {
 		m.require()
 	case entryRequired:
 		// 3. It has fsynced everything acknowledged: up to mark here; what came
-		// later was acknowledged by it, too.
-		if p.acks.durable < p.mark {
+		// later was acknowledged by it, too. So has this slot: a store that two
+		// slots share does not depend on one disk for its beginning.
+		if min(p.acks.durable, m.v.durable) < p.mark {
 			return false
 		}
 		// 4. It notes durably that it may join the next epoch.

@@ -180,6 +180,7 @@ func (p *play) do(out *strings.Builder, args []string) {
 	case "begun":
 		p.v.hist = append(slices.Clone(p.v.hist), epochStart{Pos: op.Pos{Epoch: p.m.epoch, Seq: p.v.last.Seq + 1, Chain: p.m.epoch}, Primary: p.m.self, Members: p.m.members})
 		p.v.last = op.Pos{Epoch: p.m.epoch, Seq: p.v.last.Seq + 1, Chain: p.m.epoch}
+		p.v.durable = p.v.last.Seq
 		p.v.hasStore = true
 		if p.m.changes {
 			p.step(out, evBegun{p.m.epoch})
