@@ -200,7 +200,7 @@ func (s *Slot) keepMails(ctx context.Context, b *Branch, t *tail) error {
 		after = max(after, b.LogFrom-1) // all of the slot's mail is after 0
 	}
 	dirs := map[op.ID]string{}
-	err = t.x.eachFrom(op.ID(after), func(n *Inode) error {
+	err = t.x.eachAfter(op.ID(after), func(n *Inode) error {
 		if err := ctx.Err(); err != nil || !n.Sealed {
 			return err
 		}

@@ -224,7 +224,7 @@ func (s *Slot) checkIndex(ctx context.Context, r *Report) error {
 		r.add(InvIndex, 0, "", "%d objects, %d messages, %d bytes with digest %v, but its totals say %d, %d, %d, %v",
 			sum.Objects, sum.Messages, sum.Bytes, sum.Digest, st.Objects, st.Messages, st.Bytes, st.Digest)
 	}
-	err = v.eachInode(func(n *Inode) error {
+	err = v.eachInode(0, func(n *Inode) error {
 		if _, ok := reached[n.ID]; !ok {
 			r.add(InvIndex, n.ID, "", "no name leads to it")
 		} else if !n.IsDir() && int(n.Nlink) != len(n.Names) {

@@ -39,7 +39,7 @@ func (n *Snapshot) Audit(ctx context.Context) (*Audit, error) {
 	a := &Audit{Pos: n.state.Pos, Recorded: n.state.Digest, snap: n,
 		own: map[op.ID]op.Digest{}, below: map[op.ID]op.Digest{}}
 	above, recorded := map[op.ID]op.ID{}, map[op.ID]op.Digest{}
-	err := view{n.txn}.eachInode(func(in *Inode) error {
+	err := view{n.txn}.eachInode(0, func(in *Inode) error {
 		a.Objects++
 		a.Digest.Add(ownElements(in))
 		for _, at := range in.Names {

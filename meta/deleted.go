@@ -120,10 +120,7 @@ func (x *index) deletion(id op.ID) (*Deletion, error) {
 }
 
 func (x *index) deletionLocked(id op.ID) (*Deletion, error) {
-	for _, d := range []*delta{x.active, x.frozen} {
-		if d == nil {
-			continue
-		}
+	for _, d := range slices.Backward(x.deltas()) {
 		if r, known := d.deleted[id]; known {
 			return r, nil
 		}
@@ -139,19 +136,13 @@ func (x *index) deletionLocked(id op.ID) (*Deletion, error) {
 func (x *index) deletions() (all []*Deletion, err error) {
 	x.mu.RLock()
 	changed := make(map[op.ID]*Deletion)
-	for _, d := range []*delta{x.frozen, x.active} {
-		if d != nil {
-			maps.Copy(changed, d.deleted)
-		}
+	for _, d := range x.deltas() {
+		maps.Copy(changed, d.deleted)
 	}
 	v := view{x.db.NewTransaction(false)}
 	x.mu.RUnlock()
 	defer v.txn.Discard()
-	err = v.each([]byte{prefixDeleted}, true, func(key, value []byte) error {
-		if len(key) != 8 {
-			return errRecord
-		}
-		id := op.ID(binary.BigEndian.Uint64(key))
+	err = v.eachID([]byte{prefixDeleted}, 0, true, func(id op.ID, value []byte) error {
 		if _, ok := changed[id]; ok {
 			return nil
 		}

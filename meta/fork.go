@@ -2,13 +2,9 @@ package meta
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"maps"
-	"slices"
 	"strings"
-
-	"github.com/dgraph-io/badger/v4"
 
 	"slotfs/meta/op"
 )
@@ -21,10 +17,8 @@ func (x *index) fork() (f *index, release func()) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	f = &index{dir: x.dir, log: x.log, db: x.db, active: newDelta(), frozen: newDelta(), state: x.state, base: x.base, clean: map[op.ID]*Inode{}}
-	for _, d := range []*delta{x.frozen, x.active} {
-		if d != nil {
-			f.frozen.merge(d)
-		}
+	for _, d := range x.deltas() {
+		f.frozen.merge(d)
 	}
 	txn := x.db.NewTransaction(false)
 	f.now = view{txn}
@@ -49,59 +43,10 @@ func (d *delta) merge(o *delta) {
 	}
 }
 
-// eachFrom calls visit for every inode with an id above after, in order of id.
-func (x *index) eachFrom(after op.ID, visit func(*Inode) error) error {
-	changed := map[op.ID]*Inode{}
-	for _, d := range []*delta{x.frozen, x.active} {
-		if d == nil {
-			continue
-		}
-		for id, n := range d.inodes {
-			if id > after {
-				changed[id] = n
-			}
-		}
-	}
-	ids := slices.Sorted(maps.Keys(changed))
-	next := func(before op.ID) error {
-		for len(ids) > 0 && ids[0] < before {
-			n := changed[ids[0]]
-			ids = ids[1:]
-			if n == nil {
-				continue
-			}
-			if err := visit(n); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	o := badger.DefaultIteratorOptions
-	o.Prefix = []byte{prefixInode}
-	it := x.now.txn.NewIterator(o)
-	defer it.Close()
-	for it.Seek(inodeKey(after + 1)); it.Valid(); it.Next() {
-		key := it.Item().Key()
-		if len(key) != 9 {
-			return errRecord
-		}
-		id := op.ID(binary.BigEndian.Uint64(key[1:]))
-		if err := next(id); err != nil {
-			return err
-		}
-		if _, ok := changed[id]; ok {
-			continue
-		}
-		var n *Inode
-		err := it.Item().Value(func(b []byte) (err error) { n, err = decodeInode(id, b); return err })
-		if err != nil {
-			return err
-		}
-		if err := visit(n); err != nil {
-			return err
-		}
-	}
-	return next(^op.ID(0))
+// eachAfter calls visit for every inode of a fork with an id above after, in
+// order of id.
+func (x *index) eachAfter(after op.ID, visit func(*Inode) error) error {
+	return x.now.eachAmended(after+1, x.inodesSince(after+1), visit)
 }
 
 // Mail is one message of a slot, for people.
@@ -133,7 +78,7 @@ func (s *Slot) MessagesAfter(ctx context.Context, after uint64, emit func(*Mail)
 	}
 	defer t.release()
 	dirs := map[op.ID]string{} // paths; mailboxes are few beside messages
-	return t.x.eachFrom(op.ID(after), func(n *Inode) error {
+	return t.x.eachAfter(op.ID(after), func(n *Inode) error {
 		if err := ctx.Err(); err != nil || !n.Sealed {
 			return err
 		}

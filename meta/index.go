@@ -236,6 +236,14 @@ func (x *index) inodeLocked(id op.ID) (*Inode, error) {
 	return n, nil
 }
 
+// deltas are what badger does not have, the older one first; mu is held.
+func (x *index) deltas() []*delta {
+	if x.frozen == nil {
+		return []*delta{x.active}
+	}
+	return []*delta{x.frozen, x.active}
+}
+
 // memory answers from what is in memory; mu is held.
 func (x *index) memory(id op.ID) (n *Inode, known bool) {
 	if n, known = x.active.inodes[id]; known {
@@ -286,10 +294,7 @@ func (x *index) child(dir op.ID, name string) (Child, error) {
 }
 
 func (x *index) childLocked(dir op.ID, name string) (Child, error) {
-	for _, d := range []*delta{x.active, x.frozen} {
-		if d == nil {
-			continue
-		}
+	for _, d := range slices.Backward(x.deltas()) {
 		if c, known := d.entries[dir][name]; known {
 			if c.ID == 0 {
 				return Child{}, ErrNotExist
@@ -306,11 +311,9 @@ func (x *index) snapshot(dir op.ID) (v view, entries map[string]Child, subdirs m
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	entries, subdirs = make(map[string]Child), make(map[op.ID]bool)
-	for _, d := range []*delta{x.frozen, x.active} {
-		if d != nil {
-			maps.Copy(entries, d.entries[dir])
-			maps.Copy(subdirs, d.subdirs[dir])
-		}
+	for _, d := range x.deltas() {
+		maps.Copy(entries, d.entries[dir])
+		maps.Copy(subdirs, d.subdirs[dir])
 	}
 	return view{x.db.NewTransaction(false)}, entries, subdirs
 }
@@ -368,10 +371,7 @@ func (x *index) subdirs(dir op.ID) ([]op.ID, error) {
 func (x *index) lacking(what lack, from op.ID, limit int) ([]op.ID, error) {
 	x.mu.RLock()
 	changed := make(map[op.ID]bool)
-	for _, d := range []*delta{x.frozen, x.active} {
-		if d == nil {
-			continue
-		}
+	for _, d := range x.deltas() {
 		for id, is := range d.lacking {
 			if id >= from {
 				changed[id] = is == what
@@ -405,16 +405,27 @@ func amend(ids []op.ID, changed map[op.ID]bool) []op.ID {
 // What changes meanwhile may or may not be seen.
 func (x *index) eachInode(f func(*Inode) error) error {
 	x.mu.RLock()
-	changed := make(map[op.ID]*Inode)
-	for _, d := range []*delta{x.frozen, x.active} {
-		if d != nil {
-			maps.Copy(changed, d.inodes)
-		}
-	}
-	v := view{x.db.NewTransaction(false)}
+	v, changed := view{x.db.NewTransaction(false)}, x.inodesSince(0)
 	x.mu.RUnlock()
 	defer v.txn.Discard()
+	return v.eachAmended(0, changed, f)
+}
 
+// inodesSince is what the deltas say about ids from one on; mu is held.
+func (x *index) inodesSince(from op.ID) map[op.ID]*Inode {
+	changed := make(map[op.ID]*Inode)
+	for _, d := range x.deltas() {
+		for id, n := range d.inodes {
+			if id >= from {
+				changed[id] = n
+			}
+		}
+	}
+	return changed
+}
+
+// eachAmended is eachInode with what changed says laid over it.
+func (v view) eachAmended(from op.ID, changed map[op.ID]*Inode, f func(*Inode) error) error {
 	ids := slices.Sorted(maps.Keys(changed))
 	next := func(before op.ID) error { // changed ones below before
 		for len(ids) > 0 && ids[0] < before {
@@ -428,7 +439,7 @@ func (x *index) eachInode(f func(*Inode) error) error {
 		}
 		return nil
 	}
-	err := v.eachInode(func(n *Inode) error {
+	err := v.eachInode(from, func(n *Inode) error {
 		if err := next(n.ID); err != nil {
 			return err
 		}

@@ -27,11 +27,7 @@ func (x *index) verify() error {
 // verifyTables is badger's VerifyChecksum, which panics on its way to the error
 // if a block cannot be read at all.
 func verifyTables(db *badger.DB) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = &IndexError{fmt.Errorf("verify tables: %v", p)}
-		}
-	}()
+	defer func() { unreadable(recover(), &err) }()
 	if err := db.VerifyChecksum(); err != nil {
 		return &IndexError{err}
 	}

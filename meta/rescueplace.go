@@ -165,7 +165,7 @@ func (x *Since) Find(l *Lost, p Place) (string, error) {
 	defer x.mu.Unlock()
 	f, release := x.slot.ix.fork()
 	defer release()
-	err := f.eachFrom(op.ID(x.seen), func(n *Inode) error {
+	err := f.eachAfter(op.ID(x.seen), func(n *Inode) error {
 		x.seen = uint64(n.ID)
 		if _, ours := n.Xattr[RescuedXattr]; n.Sealed && n.Sum != nil && !ours {
 			k := sumKey(n.Sum.SHA256[:])

@@ -124,9 +124,6 @@ func (s *Slot) nextWanted(from op.ID, max int) (list []*Inode, here []op.ID, err
 		}
 		return nil
 	})
-	if errors.Is(err, errEnough) {
-		err = nil
-	}
 	return list, here, err
 }
 

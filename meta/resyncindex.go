@@ -286,22 +286,11 @@ func (s *Slot) changeWanted(ids []op.ID, f func(w *badger.WriteBatch, key []byte
 // eachWanted calls f for what is wanted, in order of id, from one id on.
 func (s *Slot) eachWanted(from op.ID, f func(id op.ID, how byte) error) error {
 	return s.ix.db.View(func(txn *badger.Txn) error {
-		o := badger.DefaultIteratorOptions
-		o.Prefix = []byte{prefixWanted}
-		it := txn.NewIterator(o)
-		defer it.Close()
-		for it.Seek(wantedKey(from)); it.Valid(); it.Next() {
-			key := it.Item().Key()
-			err := it.Item().Value(func(value []byte) error {
-				if len(key) != 9 || len(value) != 1 {
-					return errRecord
-				}
-				return f(op.ID(binary.BigEndian.Uint64(key[1:])), value[0])
-			})
-			if err != nil {
-				return err
+		return view{txn}.eachID([]byte{prefixWanted}, from, true, func(id op.ID, value []byte) error {
+			if len(value) != 1 {
+				return errRecord
 			}
-		}
-		return nil
+			return f(id, value[0])
+		})
 	})
 }

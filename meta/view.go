@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/dgraph-io/badger/v4"
 
@@ -17,8 +18,8 @@ type view struct{ txn *badger.Txn }
 
 // get returns the value of key, valid as long as the transaction; nil if there
 // is none.
-func (v view) get(key []byte) (value []byte, err error) {
-	defer unreadable(&err)
+func (v view) get(key []byte) (b []byte, err error) {
+	defer func() { unreadable(recover(), &err) }()
 	item, err := v.txn.Get(key)
 	if errors.Is(err, badger.ErrKeyNotFound) {
 		return nil, nil
@@ -26,20 +27,26 @@ func (v view) get(key []byte) (value []byte, err error) {
 	if err != nil {
 		return nil, &IndexError{err}
 	}
-	if err := item.Value(func(b []byte) error { value = b; return nil }); err != nil {
-		return nil, &IndexError{err}
+	if b, err = valueOf(item); b == nil && err == nil {
+		b = []byte{}
 	}
-	if value == nil {
-		value = []byte{}
-	}
-	return value, nil
+	return b, err
 }
 
-// unreadable makes an error of badger's panic over a block that cannot be read.
-func unreadable(err *error) {
-	if p := recover(); p != nil {
-		*err = &IndexError{fmt.Errorf("read: %v", p)}
+// unreadable makes an error of what was recovered from badger, which panics over
+// a block that it cannot read.
+func unreadable(recovered any, err *error) {
+	if recovered != nil {
+		*err = &IndexError{fmt.Errorf("read: %v", recovered)}
 	}
+}
+
+// valueOf is an item's value, valid as long as its iterator stays there.
+func valueOf(item *badger.Item) (b []byte, err error) {
+	if err := item.Value(func(v []byte) error { b = v; return nil }); err != nil {
+		return nil, &IndexError{err}
+	}
+	return b, nil
 }
 
 // state is what the transaction sees the index to be the index of.
@@ -79,7 +86,8 @@ func (v view) child(dir op.ID, name string) (Child, error) {
 
 // children lists a directory in order of name.
 func (v view) children(dir op.ID) (list []Child, err error) {
-	err = v.each(entryKey(dir, ""), true, func(key, value []byte) error {
+	prefix := entryKey(dir, "")
+	err = v.each(prefix, prefix, true, func(key, value []byte) error {
 		c, err := decodeChild(string(key), value)
 		list = append(list, c)
 		return err
@@ -108,23 +116,17 @@ func (v view) subdirs(dir op.ID) ([]op.ID, error) { return v.ids(subdirKey(dir, 
 
 // ids lists the ids that keys with this prefix end in, ascending.
 func (v view) ids(prefix []byte) (list []op.ID, err error) {
-	err = v.each(prefix, false, func(key, _ []byte) error {
-		if len(key) != 8 {
-			return errRecord
-		}
-		list = append(list, op.ID(binary.BigEndian.Uint64(key)))
+	err = v.eachID(prefix, 0, false, func(id op.ID, _ []byte) error {
+		list = append(list, id)
 		return nil
 	})
 	return list, err
 }
 
-// eachInode goes through all inodes in order of id.
-func (v view) eachInode(f func(*Inode) error) error {
-	return v.each([]byte{prefixInode}, true, func(key, value []byte) error {
-		if len(key) != 8 {
-			return errRecord
-		}
-		n, err := decodeInode(op.ID(binary.BigEndian.Uint64(key)), value)
+// eachInode goes through the inodes from one id on, in order of id.
+func (v view) eachInode(from op.ID, f func(*Inode) error) error {
+	return v.eachID([]byte{prefixInode}, from, true, func(id op.ID, value []byte) error {
+		n, err := decodeInode(id, value)
 		if err != nil {
 			return err
 		}
@@ -134,36 +136,27 @@ func (v view) eachInode(f func(*Inode) error) error {
 
 // inodeIDs lists up to limit ids of inodes from…to, ascending.
 func (v view) inodeIDs(from, to op.ID, limit int) (list []op.ID, err error) {
-	o := badger.DefaultIteratorOptions
-	o.Prefix, o.PrefetchValues = []byte{prefixInode}, false
-	it := v.txn.NewIterator(o)
-	defer it.Close()
-	for it.Seek(inodeKey(from)); it.Valid() && len(list) < limit; it.Next() {
-		key := it.Item().Key()
-		if len(key) != 9 {
-			return nil, errRecord
-		}
-		id := op.ID(binary.BigEndian.Uint64(key[1:]))
-		if id > to {
-			break
+	err = v.eachID([]byte{prefixInode}, from, false, func(id op.ID, _ []byte) error {
+		if id > to || len(list) >= limit {
+			return errEnough
 		}
 		list = append(list, id)
-	}
-	return list, nil
+		return nil
+	})
+	return list, err
 }
 
 // lacking lists up to limit ids from `from` on, ascending, of regular files that
 // lack this; what is in changed counts for nothing.
 func (v view) lacking(what lack, from op.ID, limit int, changed map[op.ID]bool) (list []op.ID, err error) {
-	err = v.eachSince([]byte{prefixLack}, lackKey(from), true, func(key, value []byte) error {
-		if len(key) != 8 || len(value) > 1 {
+	err = v.eachID([]byte{prefixLack}, from, true, func(id op.ID, value []byte) error {
+		if len(value) > 1 {
 			return errRecord
 		}
 		is := lacksSeal
 		if len(value) == 1 {
 			is = lack(value[0])
 		}
-		id := op.ID(binary.BigEndian.Uint64(key))
 		if _, known := changed[id]; known || is != what {
 			return nil
 		}
@@ -172,59 +165,53 @@ func (v view) lacking(what lack, from op.ID, limit int, changed map[op.ID]bool) 
 		}
 		return nil
 	})
-	if errors.Is(err, errEnough) {
-		err = nil
-	}
 	return list, err
 }
 
-// errEnough ends each and eachSince where nothing more is wanted.
-var errEnough = errors.New("enough")
-
-// each calls f with what follows prefix in every key that starts with it.
-// key and value are valid during the call only.
-func (v view) each(prefix []byte, values bool, f func(key, value []byte) error) error {
-	return v.eachSince(prefix, prefix, values, f)
+// eachID calls f for every key that is prefix and an id, from one id on.
+func (v view) eachID(prefix []byte, from op.ID, values bool, f func(id op.ID, value []byte) error) error {
+	start := binary.BigEndian.AppendUint64(slices.Clone(prefix), uint64(from))
+	return v.each(prefix, start, values, func(key, value []byte) error {
+		if len(key) != 8 {
+			return errRecord
+		}
+		return f(op.ID(binary.BigEndian.Uint64(key)), value)
+	})
 }
 
-// eachSince is each from the key `from` on.
-func (v view) eachSince(prefix, from []byte, values bool, f func(key, value []byte) error) (err error) {
+// errEnough, from what goes through records, ends that where nothing more is
+// wanted; it is no error.
+var errEnough = errors.New("enough")
+
+// each calls f with what follows prefix in every key that starts with it, from
+// the key `from` on: the one loop over badger's records. key and value are valid
+// during the call only.
+func (v view) each(prefix, from []byte, values bool, f func(key, value []byte) error) (err error) {
 	calling := false // f's panics are its own
 	defer func() {
-		if calling {
-			return
-		}
-		if p := recover(); p != nil {
-			err = &IndexError{fmt.Errorf("read: %v", p)}
+		if !calling {
+			unreadable(recover(), &err)
 		}
 	}()
 	o := badger.DefaultIteratorOptions
-	o.Prefix = prefix
-	o.PrefetchValues = values
+	o.Prefix, o.PrefetchValues = prefix, values
 	it := v.txn.NewIterator(o)
 	defer it.Close()
 	for it.Seek(from); it.Valid(); it.Next() {
-		item := it.Item()
-		key := item.Key()[len(prefix):]
-		if !values {
-			calling = true
-			if err := f(key, nil); err != nil {
+		var b []byte
+		if values {
+			if b, err = valueOf(it.Item()); err != nil {
 				return err
 			}
-			calling = false
-			continue
 		}
-		var called error
-		if err := item.Value(func(b []byte) error {
-			calling = true
-			called = f(key, b)
-			calling = false
+		calling = true
+		err = f(it.Item().Key()[len(prefix):], b)
+		calling = false
+		if errors.Is(err, errEnough) {
 			return nil
-		}); err != nil {
-			return &IndexError{err}
 		}
-		if called != nil {
-			return called
+		if err != nil {
+			return err
 		}
 	}
 	return nil
