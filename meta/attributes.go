@@ -278,21 +278,3 @@ func getXattr(get func([]byte) (int, error)) ([]byte, error) {
 		return b[:n], nil
 	}
 }
-
-// pathIn climbs from id to the root by the first name of each step.
-func pathIn(v indexView, id op.ID) (string, error) {
-	var parts []string
-	for id != op.Root {
-		in, err := v.inode(id)
-		if err != nil {
-			return "", err
-		}
-		if len(in.Names) == 0 || len(parts) > 4096 {
-			return "", fmt.Errorf("id %d leads nowhere: %w", id, ErrNotExist)
-		}
-		parts = append(parts, in.Names[0].Name)
-		id = in.Names[0].Dir
-	}
-	slices.Reverse(parts)
-	return strings.Join(parts, "/"), nil
-}

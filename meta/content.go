@@ -250,7 +250,7 @@ func (r *reconciler) lastResort(rewrite map[op.ID]bool) error {
 		if r.t.lost[id] || r.t.newer[id] != 0 {
 			continue // entries to come change or remove it
 		}
-		path, _ := pathIn(r.view, id)
+		path, _ := pathOf(id, r.view.inode)
 		r.note(EventMissing, id, path, "content is not on this slot and not in its log; to be fetched from a peer")
 	}
 	return r.damaged()
@@ -275,7 +275,7 @@ func (r *reconciler) damaged() error {
 			return err
 		}
 		if bad != nil {
-			path, _ := pathIn(r.view, id)
+			path, _ := pathOf(id, r.view.inode)
 			r.note(EventDamaged, id, path, "differs from its seal: "+bad.Error())
 		}
 	}

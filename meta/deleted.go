@@ -7,7 +7,6 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"strings"
 
 	"slotfs/meta/op"
 )
@@ -67,9 +66,9 @@ func (x *index) noteDeleted(c *change, old *Inode, at Name) error {
 	if !old.Sealed {
 		return nil
 	}
-	dir, err := x.pathLocked(at.Dir)
+	dir, err := pathOf(at.Dir, x.inodeLocked)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errIndex, err)
 	}
 	path := join(dir, at.Name)
 	x.storeDeletion(old.ID, &Deletion{Inode: old, Seq: c.e.Seq, Time: c.e.Time, Path: path, User: UserOf(path)})
@@ -157,24 +156,6 @@ func (x *index) deletions() (all []*Deletion, err error) {
 	}
 	slices.SortFunc(all, func(a, b *Deletion) int { return cmp.Compare(a.Inode.ID, b.Inode.ID) })
 	return all, err
-}
-
-// pathLocked is path for who holds mu.
-func (x *index) pathLocked(id op.ID) (string, error) {
-	var parts []string
-	for id != op.Root {
-		n, err := x.inodeLocked(id)
-		if err != nil {
-			return "", err
-		}
-		if len(n.Names) == 0 || len(parts) > 4096 {
-			return "", fmt.Errorf("%w: directory %d leads nowhere", errIndex, id)
-		}
-		parts = append(parts, n.Names[0].Name)
-		id = n.Names[0].Dir
-	}
-	slices.Reverse(parts)
-	return strings.Join(parts, "/"), nil
 }
 
 // inode is d's; nil if there is no record.

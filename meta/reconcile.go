@@ -284,7 +284,7 @@ func (r *reconciler) placeName(dir *node, c Child) error {
 	}
 	if r.tell {
 		defer func(name string) {
-			path, _ := pathIn(r.view, c.ID)
+			path, _ := pathOf(c.ID, r.view.inode)
 			r.note(EventRepaired, c.ID, path, fmt.Sprintf("%q was not this object, or nothing: put there, or made again", name))
 		}(c.Name)
 	}

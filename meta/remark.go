@@ -40,7 +40,7 @@ func (r *reconciler) recognise(n *node, c Child) error {
 	}
 	r.t.objects[c.ID] = true
 	r.report.Attributes++
-	path, _ := pathIn(r.view, c.ID)
+	path, _ := pathOf(c.ID, r.view.inode)
 	r.note(EventRepaired, c.ID, path, "the attribute that ties it to its id was gone or wrong, and was written again")
 	return nil
 }
