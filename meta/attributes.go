@@ -14,8 +14,9 @@ import (
 	"slotfs/meta/op"
 )
 
-// attributes makes the attributes of everything touched right; of directories
-// last, as giving names to objects changes their mtimes.
+// attributes is reconcile's last phase: it makes the attributes of everything
+// touched right; of directories last, as giving names to objects changes their
+// mtimes.
 func (r *reconciler) attributes() error {
 	ids := maps.Clone(r.t.objects)
 	maps.Copy(ids, r.t.dirs)

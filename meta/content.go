@@ -15,7 +15,7 @@ import (
 // readAhead is how many bytes of log are read at a time.
 const readAhead = 8 << 20
 
-// contents makes the bytes of touched files right.
+// contents is reconcile's fourth phase: it makes the bytes of touched files right.
 func (r *reconciler) contents() error {
 	rewrite, err := r.judge()
 	if err != nil {

@@ -9,74 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// create makes the object of c anew: it was found nowhere. Content follows.
-func (r *reconciler) create(dir *node, c Child) error {
-	in, err := r.view.inode(c.ID)
-	if err != nil {
-		return err
-	}
-	name, err := r.unused(newPrefix)
-	if err != nil {
-		return err
-	}
-	n := &node{parent: r.stage, name: name, id: c.ID}
-	if err := r.step("create", n.path()); err != nil {
-		return err
-	}
-	if err := makeObject(n.path(), in); err != nil {
-		return err
-	}
-	if err := writeMark(n.path(), mark{ID: in.ID}); err != nil {
-		return err
-	}
-	if _, err := n.load(); err != nil {
-		return err
-	}
-	n.attach(r.stage, name)
-	if err := r.move(n, dir, c.Name); err != nil {
-		return err
-	}
-	r.report.Made++
-	switch {
-	case n.isDir():
-		n.scanned = true
-		r.at[c.ID] = n
-		r.t.objects[c.ID] = true
-		if !r.t.dirs[c.ID] {
-			r.t.dirs[c.ID] = true
-			if err := r.enqueue(c.ID); err != nil {
-				return err
-			}
-		}
-	case n.isRegular():
-		r.made = append(r.made, c.ID)
-	}
-	r.t.objects[c.ID] = true
-	return r.settle(n)
-}
-
-// makeObject makes an empty object of in's type. The mode is completed by
-// attributes.
-func makeObject(path string, in *Inode) error {
-	switch in.Type() {
-	case typeDir:
-		return os.Mkdir(path, 0o700)
-	case typeSymlink:
-		return os.Symlink(in.Target, path)
-	case typeRegular:
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-		if err != nil {
-			return err
-		}
-		return f.Close()
-	}
-	if err := unix.Mknod(path, in.Type()|0o600, int(in.Rdev)); err != nil {
-		return &os.PathError{Op: "mknod", Path: path, Err: err}
-	}
-	return nil
-}
-
-// leftovers clears away what is not where the index wants it.
+// leftovers is reconcile's third phase: it clears away what is not where the index wants it.
 func (r *reconciler) leftovers() error {
 	for _, name := range r.stage.names() {
 		k := r.stage.kids[name]

@@ -11,7 +11,7 @@ import (
 	"slotfs/meta/op"
 )
 
-// survey finds everything that place and leftovers may have to deal with.
+// survey is reconcile's first phase: it finds everything that place and leftovers may have to deal with.
 func (r *reconciler) survey() error {
 	r.base = &node{name: r.data}
 	roots := []struct {
@@ -31,9 +31,7 @@ func (r *reconciler) survey() error {
 		*root.n = k
 	}
 	r.tree.id, r.stage.id, r.trash.id = op.Root, 0, 0
-	if err := r.settle(r.tree); err != nil {
-		return err
-	}
+	r.settle(r.tree)
 	if r.full {
 		if err := r.touchAll(); err != nil {
 			return err
