@@ -11,7 +11,8 @@ import (
 	"slotfs/meta/op"
 )
 
-// survey is reconcile's first phase: it finds everything that place and leftovers may have to deal with.
+// survey is reconcile's first phase: it finds everything that place and leftovers
+// may have to deal with.
 func (r *reconciler) survey() error {
 	r.base = &node{name: r.data}
 	roots := []struct {
