@@ -1,10 +1,8 @@
 package meta
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -50,31 +48,18 @@ func (x *index) apply(e *op.Entry) (change, error) {
 
 func (x *index) applyOp(c *change) error {
 	switch o := c.e.Op.(type) {
-	case *op.EpochBegin:
-		return x.applyEpochBegin(c)
-	case *op.Mkdir:
-		n := newInode(c.e, o.Attr, Name{o.Parent, o.Name})
-		return x.applyNew(c, n)
-	case *op.Create:
-		n := newInode(c.e, o.Attr, Name{o.Parent, o.Name})
-		n.Target, n.Rdev = o.Target, o.Rdev
-		n.Size = int64(len(o.Target))
-		n.Changed = c.e.Seq
-		return x.applyNew(c, n)
+	case *op.EpochBegin, *op.Mkdir, *op.Create:
+		return x.applyNew(c)
 	case *op.Put:
 		return x.applyPut(c, o)
 	case *op.Chunk:
 		return nil // staged content is no part of the index
-	case *op.Write:
-		return x.applyContent(c, o.ID, func(size int64) int64 { return max(size, o.Off+int64(len(o.Data))) })
-	case *op.Truncate:
-		return x.applyContent(c, o.ID, func(int64) int64 { return o.Size })
-	case *op.Fallocate:
-		return x.applyFallocate(c, o)
+	case *op.Write, *op.Truncate, *op.Fallocate:
+		return x.applyContent(c)
 	case *op.SetAttr:
-		return x.applySetAttr(c, o)
+		return x.applyChange(c, o.ID, func(n *Inode) { setAttr(n, o) })
 	case *op.SetXattr:
-		return x.applySetXattr(c, o)
+		return x.applyChange(c, o.ID, func(n *Inode) { setXattr(n, o) })
 	case *op.Link:
 		return x.applyLink(c, o)
 	case *op.Rename:
@@ -93,33 +78,12 @@ func (x *index) applyOp(c *change) error {
 	}
 }
 
-// rootMode is what the store's first entry gives the root directory.
-const rootMode = typeDir | 0o755
-
-func (x *index) applyEpochBegin(c *change) error {
-	if c.e.Seq != 1 {
+// applyNew adds the object that the entry makes, if it makes one.
+func (x *index) applyNew(c *change) error {
+	n := madeBy(c.e)
+	if n == nil {
 		return nil
 	}
-	n := &Inode{ID: op.Root, Mode: rootMode, Mtime: c.e.Time, Ctime: c.e.Time}
-	c.id, c.n = op.Root, n
-	return x.putLocked(n, 0)
-}
-
-func newInode(e *op.Entry, a op.Attr, at Name) *Inode {
-	n := &Inode{ID: op.ID(e.Seq), Mode: a.Mode, UID: a.UID, GID: a.GID, Mtime: a.Mtime, Ctime: e.Time, Names: []Name{at}}
-	if n.Mtime == 0 {
-		n.Mtime = e.Time
-	}
-	if len(a.Xattr) > 0 {
-		n.Xattr = make(map[string][]byte, len(a.Xattr))
-		for k, v := range a.Xattr {
-			n.Xattr[k] = bytes.Clone(v) // v is part of the whole entry, which need not stay
-		}
-	}
-	return n
-}
-
-func (x *index) applyNew(c *change, n *Inode) error {
 	c.id, c.n = n.ID, n
 	return x.putLocked(n, c.e.Time)
 }
@@ -133,10 +97,7 @@ func (x *index) applyPut(c *change, o *op.Put) error {
 	if err := x.noteUndeleted(o); err != nil {
 		return err
 	}
-	n := newInode(c.e, o.Attr, Name{o.Parent, o.Name})
-	sum := o.Sum
-	n.Size, n.Sum, n.Sealed, n.Changed = sum.Size, &sum, o.Sealed, c.e.Seq
-	return x.applyNew(c, n)
+	return x.applyNew(c)
 }
 
 // loseName takes the name at away from id, and id itself with its last name.
@@ -180,18 +141,18 @@ func (x *index) begin(c *change, id op.ID) (*Inode, error) {
 }
 
 // applyContent changes the content of a control file.
-func (x *index) applyContent(c *change, id op.ID, size func(int64) int64) error {
-	n, err := x.begin(c, id)
+func (x *index) applyContent(c *change) error {
+	if o, ok := c.e.Op.(*op.Fallocate); ok && o.Mode&^fallocModes != 0 {
+		return fmt.Errorf("%w: fallocate mode %#x", errIndex, o.Mode)
+	}
+	n, err := x.begin(c, changedBy(c.e.Op))
 	if n == nil {
 		return err
 	}
 	if n.Sealed || !n.IsRegular() {
-		return fmt.Errorf("%w: change of the content of id %d, which is no control file", errIndex, id)
+		return fmt.Errorf("%w: change of the content of id %d, which is no control file", errIndex, n.ID)
 	}
-	n.Size = size(n.Size)
-	n.Mtime = c.e.Time
-	n.Sum = nil
-	n.Changed = c.e.Seq
+	setContent(n, c.e)
 	return x.putLocked(n, 0)
 }
 
@@ -199,52 +160,13 @@ func (x *index) applyContent(c *change, id op.ID, size func(int64) int64) error 
 // content, and fs refuses them.
 const fallocModes = unix.FALLOC_FL_KEEP_SIZE | unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_ZERO_RANGE
 
-func (x *index) applyFallocate(c *change, o *op.Fallocate) error {
-	if o.Mode&^fallocModes != 0 {
-		return fmt.Errorf("%w: fallocate mode %#x", errIndex, o.Mode)
-	}
-	return x.applyContent(c, o.ID, func(size int64) int64 {
-		if o.Mode&unix.FALLOC_FL_KEEP_SIZE != 0 {
-			return size
-		}
-		return max(size, o.Off+o.Len)
-	})
-}
-
-func (x *index) applySetAttr(c *change, o *op.SetAttr) error {
-	n, err := x.begin(c, o.ID)
+// applyChange changes attributes.
+func (x *index) applyChange(c *change, id op.ID, set func(*Inode)) error {
+	n, err := x.begin(c, id)
 	if n == nil {
 		return err
 	}
-	if o.Valid&op.SetMode != 0 {
-		n.Mode = n.Type() | o.Mode&permMask
-	}
-	if o.Valid&op.SetUID != 0 {
-		n.UID = o.UID
-	}
-	if o.Valid&op.SetGID != 0 {
-		n.GID = o.GID
-	}
-	if o.Valid&op.SetMtime != 0 {
-		n.Mtime = o.Mtime
-	}
-	return x.putLocked(n, 0)
-}
-
-func (x *index) applySetXattr(c *change, o *op.SetXattr) error {
-	n, err := x.begin(c, o.ID)
-	if n == nil {
-		return err
-	}
-	n.Xattr = maps.Clone(n.Xattr)
-	if o.Remove {
-		delete(n.Xattr, o.Name)
-	} else {
-		if n.Xattr == nil {
-			n.Xattr = make(map[string][]byte)
-		}
-		n.Xattr[o.Name] = bytes.Clone(o.Value)
-	}
+	set(n)
 	return x.putLocked(n, 0)
 }
 

@@ -315,19 +315,6 @@ func (r *reconciler) fromLog(n *node, in *Inode) (bool, error) {
 	return bad == nil, err
 }
 
-// changedBy is the control file whose bytes o changes; 0 if it changes none.
-func changedBy(o op.Op) op.ID {
-	switch o := o.(type) {
-	case *op.Write:
-		return o.ID
-	case *op.Truncate:
-		return o.ID
-	case *op.Fallocate:
-		return o.ID
-	}
-	return 0
-}
-
 // ErrNotInLog: the log does not reach back to the content asked for.
 var ErrNotInLog = errors.New("not in the log")
 

@@ -214,20 +214,11 @@ func (b *rebuilder) sum(path string, m mark) (*op.Sum, error) {
 // overlay lets one entry have its word.
 func (b *rebuilder) overlay(e *op.Entry) error {
 	b.time = e.Time
+	if n := madeBy(e); n != nil {
+		b.create(e, n)
+		return nil
+	}
 	switch o := e.Op.(type) {
-	case *op.EpochBegin:
-		if e.Seq == 1 {
-			b.inodes[op.Root] = &Inode{ID: op.Root, Mode: rootMode, Mtime: e.Time, Ctime: e.Time}
-		}
-	case *op.Mkdir:
-		b.create(e, o.Attr, Name{o.Parent, o.Name})
-	case *op.Create:
-		n := b.create(e, o.Attr, Name{o.Parent, o.Name})
-		n.Target, n.Rdev, n.Size, n.Changed = o.Target, o.Rdev, int64(len(o.Target)), e.Seq
-	case *op.Put:
-		n := b.create(e, o.Attr, Name{o.Parent, o.Name})
-		sum := o.Sum
-		n.Size, n.Sum, n.Sealed, n.Changed = sum.Size, &sum, o.Sealed, e.Seq
 	case *op.Link:
 		b.name(e, Name{o.Parent, o.Name}, o.ID)
 	case *op.Unlink:
@@ -241,19 +232,20 @@ func (b *rebuilder) overlay(e *op.Entry) error {
 			b.name(e, from, 0)
 		}
 	default:
-		b.attributes(e)
+		b.alter(e)
 	}
 	return nil
 }
 
 // create is a new object; whatever the tree has of it counts for nothing, as
 // all that happened to it since is in the log.
-func (b *rebuilder) create(e *op.Entry, a op.Attr, at Name) *Inode {
-	n := newInode(e, a, at)
+func (b *rebuilder) create(e *op.Entry, n *Inode) {
+	at := n.Names
 	n.Names = nil
 	b.inodes[n.ID] = n
-	b.name(e, at, n.ID)
-	return n
+	for _, name := range at {
+		b.name(e, name, n.ID)
+	}
 }
 
 func (b *rebuilder) name(e *op.Entry, at Name, id op.ID) {
@@ -263,20 +255,13 @@ func (b *rebuilder) name(e *op.Entry, at Name, id op.ID) {
 	}
 }
 
-// attributes are the entries that change an object without naming it.
-func (b *rebuilder) attributes(e *op.Entry) {
+// alter lets an entry have its word that changes an object without naming it.
+func (b *rebuilder) alter(e *op.Entry) {
 	switch o := e.Op.(type) {
-	case *op.Write:
-		b.content(e, o.ID, func(size int64) int64 { return max(size, o.Off+int64(len(o.Data))) })
-	case *op.Truncate:
-		b.content(e, o.ID, func(int64) int64 { return o.Size })
-	case *op.Fallocate:
-		b.content(e, o.ID, func(size int64) int64 {
-			if o.Mode&unix.FALLOC_FL_KEEP_SIZE != 0 {
-				return size
-			}
-			return max(size, o.Off+o.Len)
-		})
+	case *op.Write, *op.Truncate, *op.Fallocate:
+		if n := b.inodes[changedBy(o)]; n != nil && !n.Sealed {
+			setContent(n, e)
+		}
 	case *op.Seal:
 		if n := b.inodes[o.ID]; n != nil && n.Changed == o.Of && n.Size == o.Sum.Size && (!n.Sealed || n.Sum == nil) {
 			sum := o.Sum
@@ -288,44 +273,10 @@ func (b *rebuilder) attributes(e *op.Entry) {
 			n.Ctime = e.Time
 		}
 	case *op.SetXattr:
-		n := b.inodes[o.ID]
-		if n == nil {
-			return
+		if n := b.inodes[o.ID]; n != nil {
+			setXattr(n, o)
+			n.Ctime = e.Time
 		}
-		n.Ctime = e.Time
-		if n.Xattr = maps.Clone(n.Xattr); n.Xattr == nil {
-			n.Xattr = map[string][]byte{}
-		}
-		if o.Remove {
-			delete(n.Xattr, o.Name)
-		} else {
-			n.Xattr[o.Name] = slices.Clone(o.Value)
-		}
-	}
-}
-
-func (b *rebuilder) content(e *op.Entry, id op.ID, size func(int64) int64) {
-	n := b.inodes[id]
-	if n == nil || n.Sealed {
-		return
-	}
-	n.Size, n.Sum, n.Changed = size(n.Size), nil, e.Seq
-	n.Mtime, n.Ctime = e.Time, e.Time
-}
-
-// setAttr changes what o names.
-func setAttr(n *Inode, o *op.SetAttr) {
-	if o.Valid&op.SetMode != 0 {
-		n.Mode = n.Type() | o.Mode&permMask
-	}
-	if o.Valid&op.SetUID != 0 {
-		n.UID = o.UID
-	}
-	if o.Valid&op.SetGID != 0 {
-		n.GID = o.GID
-	}
-	if o.Valid&op.SetMtime != 0 {
-		n.Mtime = o.Mtime
 	}
 }
 
