@@ -115,8 +115,8 @@
 // # Re-entry into the in-sync set
 //
 // A replica's lag is within a window; commits wait for it, too (Log.Lead with
-// the old epoch and one peer more); everything acknowledged before that is
-// durable there; it notes durably that it may join epoch e+1, with a register
+// the old epoch and one peer more), without a gap, however the set changes
+// meanwhile; everything acknowledged before that is durable there and here; it notes durably that it may join epoch e+1, with a register
 // only if its disk has that entry now (what it acknowledged may have been said by
 // a former life of it, on another disk); with a register, Swap; EpochBegin e+1.
 // If that takes too long, and the register has not been asked yet, commits wait

@@ -166,7 +166,7 @@ func (r *Member) without(slots []op.SlotID, x op.SlotID) []op.SlotID {
 
 // change begins an epoch with another in-sync set while this slot leads.
 func (r *Member) change(f effChange) {
-	r.Log.Lead(f.epoch, r.without(f.members, r.ID))
+	r.Log.Lead(f.epoch, f.peers)
 	seq, err := r.appendEpoch(f.epoch, f.members, r.storeID(), f.reason, f.nonce)
 	r.reack()
 	if err != nil {

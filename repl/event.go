@@ -2,6 +2,7 @@ package repl
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"slotfs/meta"
@@ -159,6 +160,7 @@ type (
 	effChange struct { // append the EpochBegin, then change the commit rule: evBegun
 		epoch   uint64
 		members []op.SlotID
+		peers   []op.SlotID // commits wait for these: the other members, and who is about to enter
 		reason  string
 		nonce   Nonce // of the record; zero: there is no register
 	}
@@ -218,7 +220,11 @@ func (e effBegin) text(n func(op.SlotID) string) string {
 	return s
 }
 func (e effChange) text(n func(op.SlotID) string) string {
-	return fmt.Sprintf("change to epoch %d members %s (%s)", e.epoch, list(e.members, n), e.reason)
+	s := fmt.Sprintf("change to epoch %d members %s (%s)", e.epoch, list(e.members, n), e.reason)
+	if more := slices.DeleteFunc(slices.Clone(e.peers), func(p op.SlotID) bool { return slices.Contains(e.members, p) }); len(more) > 0 {
+		s += ", commits wait for " + list(more, n) + " too"
+	}
+	return s
 }
 func (e effRequire) text(n func(op.SlotID) string) string {
 	return fmt.Sprintf("require %s", list(e.peers, n))

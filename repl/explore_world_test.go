@@ -313,7 +313,11 @@ func (w *xworld) execute(n *xnode, f effect) {
 	case effBegin:
 		w.begin(n, f)
 	case effChange:
-		w.lead(n, f.epoch, without(f.members, n.id))
+		peers := f.peers
+		if w.bug == bugGap {
+			peers = without(f.members, n.id)
+		}
+		w.lead(n, f.epoch, peers)
 		seq := w.appendEpoch(n, f.epoch, f.members, f.nonce)
 		w.reack(n)
 		n.waits = append(n.waits, xwait{seq: seq, e: evBegun{f.epoch}})

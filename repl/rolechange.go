@@ -228,7 +228,7 @@ func (m *machine) begunChange() {
 			p.entry = entryBegin
 		}
 	}
-	m.do(effChange{epoch: n.Epoch, members: c.members, reason: c.reason, nonce: n.Nonce})
+	m.do(effChange{epoch: n.Epoch, members: c.members, peers: m.needed(), reason: c.reason, nonce: n.Nonce})
 	switch {
 	case !c.alert:
 	case len(c.members) == 1:

@@ -151,7 +151,7 @@ func (m *machine) changeTo(members []op.SlotID, reason string) {
 	m.epoch++
 	m.members = members
 	m.changes = true
-	m.do(effChange{epoch: m.epoch, members: members, reason: reason})
+	m.do(effChange{epoch: m.epoch, members: members, peers: m.needed(), reason: reason})
 }
 
 // onBegun: the EpochBegin of a change is durable here, and the commit rule is
@@ -168,7 +168,7 @@ func (m *machine) onBegun(e evBegun) {
 			m.event(false, "replica on %s is in sync again", m.label(p.slot))
 		}
 	}
-	if m.anyEntering() || m.owesRequire {
+	if m.owesRequire {
 		m.owesRequire = false
 		m.require()
 	}
@@ -270,12 +270,7 @@ func (m *machine) require() {
 		m.owesRequire = true
 		return
 	}
-	need := slices.DeleteFunc(slices.Clone(m.members), func(s op.SlotID) bool { return s == m.self })
-	for _, p := range m.others() {
-		if p.entry != entryNone && !slices.Contains(need, p.slot) {
-			need = append(need, p.slot)
-		}
-	}
+	need := m.needed()
 	if m.change != nil && m.change.swap != nil {
 		// The register may have decided for that set already.
 		for _, s := range m.change.members {
@@ -285,4 +280,17 @@ func (m *machine) require() {
 		}
 	}
 	m.do(effRequire{m.epoch, need})
+}
+
+// needed is for whom commits wait: the other members, and who is on its way into
+// the set, without a gap: that it has what was acknowledged since its way began
+// is what makes it a member.
+func (m *machine) needed() []op.SlotID {
+	need := slices.DeleteFunc(slices.Clone(m.members), func(s op.SlotID) bool { return s == m.self })
+	for _, p := range m.others() {
+		if p.entry != entryNone && !slices.Contains(need, p.slot) {
+			need = append(need, p.slot)
+		}
+	}
+	return need
 }
