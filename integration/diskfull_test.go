@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -78,11 +79,14 @@ func TestDiskFull(t *testing.T) {
 
 	// Somebody else fills the disk to the last byte, while mail comes in.
 	ballast := filepath.Join(disk, "ballast")
-	b, err := os.Create(ballast)
-	must(t, err)
-	full(func(int) error { _, err := b.Write(data); return err })
-	full(func(int) error { _, err := b.Write(make([]byte, 4096)); return err })
-	must(t, b.Close())
+	fill := func() {
+		b, err := os.Create(ballast)
+		must(t, err)
+		full(func(int) error { _, err := b.Write(data); return err })
+		full(func(int) error { _, err := b.Write(make([]byte, 4096)); return err })
+		must(t, b.Close())
+	}
+	fill()
 	full(func(i int) error {
 		return deliver(n.Mount, "late", map[string][]byte{fmt.Sprint(i): data[:10_000]})
 	})
@@ -97,6 +101,30 @@ func TestDiskFull(t *testing.T) {
 	f.check()
 	// And a restart finds everything.
 	must(t, n.Stop())
+	must(t, n.Start())
+	must(t, n.WaitMounted())
+	if _, err := w.Verify(n.Mount, workload.Answered); err != nil {
+		t.Error(err)
+	}
+	f.check()
+
+	// Nor does a start need more than slotfs has put aside. If even that is gone,
+	// it is refused in words.
+	must(t, n.Stop())
+	fill()
+	must(t, n.Start())
+	must(t, n.WaitMounted())
+	if _, err := w.Verify(n.Mount, workload.Answered); err != nil {
+		t.Error(err)
+	}
+	must(t, n.Stop())
+	fill()
+	err = n.Start()
+	var exit *cluster.ExitError
+	if !errors.As(err, &exit) || exit.Code != 4 || !strings.Contains(err.Error(), "make room on this file system") {
+		t.Errorf("start with a full disk: %v", err)
+	}
+	must(t, os.Remove(ballast))
 	must(t, n.Start())
 	must(t, n.WaitMounted())
 	if _, err := w.Verify(n.Mount, workload.Answered); err != nil {

@@ -68,10 +68,24 @@ func kill(name string, who ...string) fault {
 			for _, i := range w.rng.Perm(len(who)) {
 				n := w.one(who[i], p, r)
 				must(w.t, n.Kill())
-				must(w.t, n.Start())
+				w.start(n)
 			}
 		}
 	}}
+}
+
+// start starts a node again. One with a disk filled to the last byte may refuse;
+// then it is started when everything is made whole.
+func (w *world) start(n *cluster.Node) {
+	w.t.Helper()
+	err := n.Start()
+	var exit *cluster.ExitError
+	if errors.As(err, &exit) && exit.Code == 4 && w.disk(n) != nil {
+		if _, err := os.Lstat(filepath.Join(w.disk(n).Path(), "ballast")); err == nil {
+			return
+		}
+	}
+	must(w.t, err)
 }
 
 // freeze stops a process for a while, connections and mount staying as they are.
@@ -99,7 +113,7 @@ func restart(who string) fault {
 		}
 		return func() {
 			if !n.Running() {
-				must(w.t, n.Start())
+				w.start(n)
 			}
 		}
 	}}
@@ -185,7 +199,7 @@ func blackout(name string, who ...string) fault {
 		return func() {
 			for _, i := range w.rng.Perm(len(dark)) {
 				if !dark[i].Running() {
-					must(w.t, dark[i].Start())
+					w.start(dark[i])
 				}
 			}
 		}

@@ -39,7 +39,10 @@ const (
 	// checkpointNeeds is what badger may write for a checkpoint, compactions
 	// included, in bytes.
 	checkpointNeeds = 128 << 20
-	spaceRetry      = time.Second
+	// openNeeds is what badger may write while it opens: what was in its tables in
+	// memory, and its next files.
+	openNeeds  = 3 * memTableSize
+	spaceRetry = time.Second
 	// plenty is how much must be left above the reserve for a grant, of a quarter
 	// of that, for so long.
 	plenty    = 256 << 20
@@ -61,7 +64,26 @@ func openSpace(data string, reserve int64, events *Events) (*space, error) {
 		}
 	}
 	s.makeBallast()
-	return s, nil
+	return s, s.forOpening()
+}
+
+// forOpening makes sure that the index can be opened; it may give up the ballast
+// for that.
+func (s *space) forOpening() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.index, &st); err != nil {
+		return &os.PathError{Op: "statfs", Path: s.index, Err: err}
+	}
+	left := int64(st.Bfree) * st.Bsize
+	if left < openNeeds && os.Remove(filepath.Join(s.index, ballastName)) == nil {
+		s.report(fmt.Sprintf("%s: gave up the ballast", s.index))
+		left += ballastSize
+	}
+	if left < openNeeds {
+		return &DataError{File: s.index, Reason: ErrNoSpace, Detail: fmt.Sprintf("%d bytes are free, to open the index needs %d", left, openNeeds),
+			Remedy: "make room on this file system, then start again; nothing is lost"}
+	}
+	return nil
 }
 
 // free is what is left on the file system of dir above the reserve, in bytes.
