@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"syscall"
 
@@ -145,23 +146,31 @@ func (f *FS) forgetAbove(d *node) {
 }
 
 // tellKernel makes the kernel forget what it knows of d, and that name did not
-// exist. Without locks: the kernel may wait for a request under way.
+// exist.
 func (f *FS) tellKernel(d *node, name string) {
+	nodeids := []uint64{d.nodeid}
+	if isRoot(d.nodeid) {
+		nodeids = []uint64{kernelRoot, rootNode}
+	}
+	f.tell(func() error {
+		var err error
+		for _, id := range nodeids {
+			err = errors.Join(err, f.dev.forgetNode(id), f.dev.forgetName(id, name))
+		}
+		return err
+	})
+}
+
+// tell has the kernel forget what it was told of a directory or file. It is called
+// without locks: the kernel may wait for a request under way.
+func (f *FS) tell(forget func() error) {
 	// Not once the connection may be closed: its descriptor may be another's then.
 	f.telling.Lock()
 	defer f.telling.Unlock()
 	if f.ended {
 		return
 	}
-	nodeids := []uint64{d.nodeid}
-	if isRoot(d.nodeid) {
-		nodeids = []uint64{kernelRoot, rootNode}
-	}
-	for _, id := range nodeids {
-		for _, err := range []error{f.dev.forgetNode(id), f.dev.forgetName(id, name)} {
-			if err != nil && err != syscall.ENOTDIR {
-				f.log.Debug("kernel not told of a delivery", keyErr, err)
-			}
-		}
+	if err := forget(); err != nil {
+		f.log.Debug("kernel not told of a change", keyErr, err)
 	}
 }

@@ -3,6 +3,7 @@ package fs
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"syscall"
 
 	"slotfs/meta"
@@ -57,12 +58,7 @@ func (f *FS) insert(in *meta.Inode) *node {
 	n.mtime, n.ctime, n.atime = in.Mtime, in.Ctime, in.Mtime
 	n.sealed, n.changed = in.Sealed, in.Changed
 	n.nlog = int(in.Nlink)
-	if len(in.Xattr) > 0 {
-		n.xattr = make(map[string][]byte, len(in.Xattr))
-		for k, v := range in.Xattr {
-			n.xattr[k] = v
-		}
-	}
+	n.xattr = maps.Clone(in.Xattr) // in is the index's
 	if n.isDir() {
 		n.nlog, n.subs = 1, max(int(in.Nlink)-2, 0)
 		if len(in.Names) > 0 {

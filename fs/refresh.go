@@ -1,6 +1,11 @@
 package fs
 
-import "slotfs/meta/op"
+import (
+	"maps"
+
+	"slotfs/meta"
+	"slotfs/meta/op"
+)
 
 // Refresh makes the mount show what the index has of an object whose record was
 // corrected: what is in memory here, and in the kernel, came from the wrong one.
@@ -10,23 +15,22 @@ func (f *FS) Refresh(id op.ID) {
 	if err != nil {
 		return // removed meanwhile
 	}
-	applied := f.slot.Stats().Pos.Seq
+	if n := f.correct(in, f.slot.Stats().Pos.Seq); n != nil {
+		f.tell(func() error { return f.dev.forgetNode(n.nodeid) })
+	}
+}
+
+// correct gives the node of in what in has, as of the entry applied. It is nil if
+// there is none in memory, or if an entry to come changes it, and the index after
+// it.
+func (f *FS) correct(in *meta.Inode, applied uint64) *node {
 	f.mu.Lock()
-	n := f.byID[id]
+	defer f.mu.Unlock()
+	n := f.byID[in.ID]
 	if n == nil || n.lastSeq > applied {
-		f.mu.Unlock()
-		return // not in memory; or an entry to come changes it, and the index after it
+		return nil
 	}
 	n.mode, n.uid, n.gid, n.mtime, n.ctime = in.Mode, in.UID, in.GID, in.Mtime, in.Ctime
-	n.size, n.target, n.xattr = in.Size, in.Target, in.Xattr
-	nodeid := n.nodeid
-	f.mu.Unlock()
-	f.telling.Lock()
-	defer f.telling.Unlock()
-	if f.ended {
-		return
-	}
-	if err := f.dev.forgetNode(nodeid); err != nil {
-		f.log.Debug("kernel not told of a correction", keyErr, err)
-	}
+	n.size, n.target, n.xattr = in.Size, in.Target, maps.Clone(in.Xattr) // in is the index's
+	return n
 }
