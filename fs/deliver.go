@@ -15,8 +15,8 @@ import (
 // that name is unique; if it is taken the error is EEXIST, and ENOENT if there is
 // no such directory.
 //
-// It is the one change that does not come from the kernel, so the kernel, which
-// keeps attributes and listings without end, is told of it.
+// It does not come from the kernel, so the kernel, which keeps attributes and
+// listings without end, is told of it.
 func (f *FS) Deliver(ctx context.Context, dir op.ID, name string, attr op.Attr, content []byte) (op.ID, error) {
 	if err := checkName(name); err != nil {
 		return 0, err

@@ -93,15 +93,15 @@
 //
 // All changes come through the mount and a demoted slot is unmounted, so names,
 // attributes, absence of names, listings, symlinks and pages may be cached
-// without end; the one change that does not come through the mount, a message
-// rescued from a lost branch, is told to the kernel (Deliver). ENOSYS to OPEN,
-// OPENDIR and FLUSH, remembered by the kernel. No RELEASE comes then, not even for what CREATE
-// opened, so there are no handles (Fh is 0), and a node can be read and written
-// by itself. No writeback cache: order across files would be lost. Locks stay
-// in the kernel (one mount per store). default_permissions: with attributes
-// cached the kernel alone sees every access. HANDLE_KILLPRIV_V2 tells us when to
-// clear set-user-id, and DONT_MASK gives us the umask, so that a default ACL can
-// take its place.
+// without end; what does not come through the mount, a message rescued from a
+// lost branch and the correction of a damaged record, is told to the kernel
+// (Deliver, Refresh). ENOSYS to OPEN, OPENDIR and FLUSH is remembered by the
+// kernel. No RELEASE comes then, not even for what CREATE opened, so there are no
+// handles (Fh is 0), and a node can be read and written by itself. No writeback
+// cache: order across files would be lost. Locks stay in the kernel (one mount
+// per store). default_permissions: with attributes cached the kernel alone sees
+// every access. HANDLE_KILLPRIV_V2 tells us when to clear set-user-id, and
+// DONT_MASK gives us the umask, so that a default ACL can take its place.
 //
 // st_ino is the id of the log, which survives failover; what was created
 // volatile keeps its own number while it is in memory, since st_ino of an open

@@ -256,7 +256,7 @@ func (f *FS) dispatch(c *call) bool {
 	case opGetXattr:
 		f.callGetXattr(c)
 	case opInterrupt, opPoll:
-		// No wait ends by a signal (see await), and nothing is to be polled:
+		// No wait ends by a signal (see after), and nothing is to be polled:
 		// the kernel does not ask again.
 		f.enter(h)
 		c.answer(fuse.ENOSYS)

@@ -56,8 +56,8 @@ func (f *FS) await(w wait) error {
 // everything is the wait for all that was appended so far to be committed.
 func (f *FS) everything() wait { return wait{f.oplog.Appended.Get(), waitBarrier} }
 
-// startFsync is fsync(2) and fdatasync(2) of a file. For a volatile file it is a debt, paid by
-// the rename or link that takes the file out of its class.
+// startFsync is fsync(2) and fdatasync(2) of a file. For a volatile file it is a
+// debt, paid by the rename or link that takes the file out of its class.
 func (f *FS) startFsync(in *fuse.FsyncIn) (w wait, err error) {
 	f.enter(&in.InHeader)
 	volatile := false

@@ -192,12 +192,13 @@
 // The replica dials. The sender reads from the log, so that a slow replica costs
 // no memory; entries that somebody waits for go at once, others within five
 // milliseconds or when there are 64. Which change of the log concerns the sender
-// is decided by the log (oplog.Watcher), so that it is woken for nothing else. A replica fsyncs when told that somebody
-// waits for durability (wanted). It acknowledges receipt at once if somebody
-// waits for that (awaited), or for 64 entries at a time, and durability when its
-// log has it, from the goroutine that flushed; each acknowledgement says both. It withholds acknowledgements while more than 64 MiB
-// are received and not applied. Marks and Acks also serve as signs of life, four
-// in each timeout.
+// is decided by the log (oplog.Watcher), so that it is woken for nothing else. A
+// replica fsyncs when told that somebody waits for durability (wanted). It
+// acknowledges receipt at once if somebody waits for that (awaited), or for 64
+// entries at a time, and durability when its log has it, from the goroutine that
+// flushed; each acknowledgement says both. It withholds acknowledgements while
+// more than 64 MiB are received and not applied. Marks and Acks also serve as
+// signs of life, four in each timeout.
 //
 // A connection's writes are gathered beneath TLS (corked): one system call for
 // all that is sent together.

@@ -295,12 +295,6 @@ func (c *Client) Append(name string, flags []string, date time.Time, data []byte
 	return err
 }
 
-// Noop lets the server look for changes.
-func (c *Client) Noop() error {
-	_, err := c.command(nil, "NOOP")
-	return err
-}
-
 // Idle waits for an untagged response with the given word (EXISTS, EXPUNGE,
 // FETCH), calling ready once the server watches the mailbox.
 func (c *Client) Idle(word string, ready func()) error {

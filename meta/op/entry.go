@@ -54,9 +54,6 @@ func NewDraft(o Op) (*Draft, error) {
 // Op is the operation; its byte slices are the draft's own.
 func (d *Draft) Op() Op { return d.op }
 
-// Len is the length of the entry to be, in bytes.
-func (d *Draft) Len() int { return len(d.raw) }
-
 // Entry gives d its place right after prev. A draft makes one entry only.
 func (d *Draft) Entry(prev Pos, epoch uint64, time int64) *Entry {
 	e := &Entry{
