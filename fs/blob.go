@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"sync/atomic"
 )
 
@@ -197,22 +196,4 @@ func (b *blob) bytes() ([]byte, error) {
 		return nil, err
 	}
 	return p, nil
-}
-
-// emptySpill removes what an older version or a crash between create and
-// unlink left.
-func emptySpill(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	list, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range list {
-		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
-			return err
-		}
-	}
-	return nil
 }

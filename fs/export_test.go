@@ -2,10 +2,13 @@ package fs
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
+	"os"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
 	"slotfs/meta"
 )
@@ -165,3 +168,16 @@ func (f *FS) compareDir(n *node, say func(string, ...any)) {
 
 // Aside is aside.
 func Aside(f func() error) error { return aside(f) }
+
+// Unprotect takes back what Options.ProtectMountPoint did, so that dir can be
+// removed.
+func Unprotect(dir string) error {
+	err := immutable(dir, false)
+	if e := os.Chmod(dir, 0o755); e != nil {
+		return fmt.Errorf("unprotect mount point: %w", e)
+	}
+	if errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil
+	}
+	return err
+}

@@ -64,7 +64,7 @@ func Mount(dir string, s *meta.Slot, o Options) (*FS, error) {
 		slot:          s, oplog: s.Log, layout: s.Layout, opt: o,
 		log:   o.Logger.With(keyMount, dir),
 		mount: dir,
-		spill: spill{dir: filepath.Join(s.Dir(), "volatile"), perFile: o.MemoryPerFile, all: o.MemoryTotal},
+		spill: spill{dir: s.VolatileDir(), perFile: o.MemoryPerFile, all: o.MemoryTotal},
 		nodes: make(map[uint64]*node), byID: make(map[op.ID]*node),
 		loading: make(map[op.ID]chan struct{}), lastNode: rootNode,
 		dirTimes: make(map[op.ID]int64), dirty: make(map[op.ID]quiet),
@@ -136,9 +136,6 @@ func (f *FS) declinePoll() {
 func (f *FS) prepare() error {
 	// Modes are what callers say; the daemon's own umask is not theirs.
 	syscall.Umask(0)
-	if err := emptySpill(f.spill.dir); err != nil {
-		return fmt.Errorf("empty directory of volatile files: %w", err)
-	}
 	ctx, cancel := context.WithTimeout(f.ctx, f.opt.ApplyWait)
 	defer cancel()
 	if err := f.oplog.Applied.Wait(ctx, f.oplog.Last().Seq); err != nil {
@@ -237,18 +234,23 @@ func dead(dir string) bool {
 
 // mountedAt is the type of the uppermost mount at dir, "" if there is none.
 func mountedAt(dir string) (string, error) {
+	found := ""
+	err := eachMount(dir, func(m mountLine) { found = m.kind })
+	return found, err
+}
+
+// eachMount calls f for all that is mounted at dir, the uppermost last.
+func eachMount(dir string, f func(mountLine)) error {
 	data, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return "", err
+		return err
 	}
-	found := ""
 	for line := range strings.Lines(string(data)) {
-		m := parseMount(line)
-		if m.dir == dir {
-			found = m.kind
+		if m := parseMount(line); m.dir == dir {
+			f(m)
 		}
 	}
-	return found, nil
+	return nil
 }
 
 // mountLine is what proc_pid_mountinfo(5) says of one mount.
@@ -273,19 +275,6 @@ func protect(dir string, log *slog.Logger) {
 	if err := immutable(dir, true); err != nil {
 		log.Debug("mount point not made immutable", keyErr, err)
 	}
-}
-
-// Unprotect takes back what Options.ProtectMountPoint did, so that dir can be
-// removed.
-func Unprotect(dir string) error {
-	err := immutable(dir, false)
-	if e := os.Chmod(dir, 0o755); e != nil {
-		return fmt.Errorf("unprotect mount point: %w", e)
-	}
-	if errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EOPNOTSUPP) {
-		return nil
-	}
-	return err
 }
 
 // immutable sets or clears the attribute of chattr(1) +i.

@@ -95,15 +95,14 @@ func (f *FS) detachMount() {
 
 // device is the mount's major:minor, "" if it is not mounted.
 func (f *FS) device() string {
-	data, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return ""
-	}
 	dev := ""
-	for line := range strings.Lines(string(data)) {
-		if m := parseMount(line); m.dir == f.mount && strings.HasPrefix(m.kind, "fuse") {
+	err := eachMount(f.mount, func(m mountLine) {
+		if strings.HasPrefix(m.kind, "fuse") {
 			dev = m.dev
 		}
+	})
+	if err != nil {
+		f.log.Warn("mounts cannot be listed", keyErr, err)
 	}
 	return dev
 }

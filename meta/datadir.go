@@ -147,6 +147,10 @@ func emptyDir(path string) error {
 // Dir is the slot's data directory.
 func (s *Slot) Dir() string { return s.dir }
 
+// VolatileDir is where fs may put what it holds of volatile files; it is emptied
+// by Open.
+func (s *Slot) VolatileDir() string { return filepath.Join(s.dir, dirVolatile) }
+
 // StoreID is the id of the store that the slot belongs to; zero until it is
 // known.
 func (s *Slot) StoreID() StoreID {

@@ -49,14 +49,6 @@ func (n *Node) config() *tls.Config {
 	}
 }
 
-// PeerName is the proven node name of the other side after a handshake.
-func PeerName(cs tls.ConnectionState) string {
-	if len(cs.PeerCertificates) == 0 {
-		return ""
-	}
-	return cs.PeerCertificates[0].Subject.CommonName
-}
-
 // check says why leaf is not a valid node certificate of c.
 func (c *Cluster) check(leaf *x509.Certificate, now time.Time) *PeerError {
 	name, cluster := leaf.Subject.CommonName, clusterOf(leaf)
