@@ -210,7 +210,8 @@ func exitCodesCmd() *cobra.Command {
   6  the network or the cluster refused (address in use, wrong key, name taken twice)
   7  slotfs is not running, or its admin socket cannot be reached
   8  the operation was refused in the present state (role, epoch, divergence)
-  9  a check, verify or ledger --verify found differences
+  9  check, verify, ledger --verify or evidence verify found differences; adopt
+     or undelete could not take all
   10 it wants --yes; nothing was changed
   11 a signed list is not as it was signed
 

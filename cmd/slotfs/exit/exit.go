@@ -11,13 +11,13 @@
 //	6  the network or the cluster refused (address in use, wrong key, name taken twice)
 //	7  slotfs is not running, or its admin socket cannot be reached
 //	8  the operation was refused in the present state (role, epoch, divergence)
-//	9  a check, verify or ledger --verify found differences
+//	9  check, verify, ledger --verify or evidence verify found differences;
+//	   adopt or undelete could not take all
+//	10 it wants --yes; nothing was changed
+//	11 a signed list is not as it was signed
 //
 // slotfs scrub has codes of its own, made for who runs it at night: 0 clean, 1
 // everything found was repaired, 2 unrepaired damage, 3 it could not run.
-//
-//	10 it wants --yes; nothing was changed
-//	11 a signed list is not as it was signed
 package exit
 
 import "errors"
