@@ -246,10 +246,11 @@ func (w *xworld) spare(n *xnode) bool {
 	if !w.found {
 		return false
 	}
-	if !w.rec.Has(n.id) {
-		return true
+	left := func(rec Record) bool {
+		return !rec.Has(n.id) || slices.ContainsFunc(rec.InSync, func(s op.SlotID) bool { return s != n.id && !w.node(s).stale })
 	}
-	return slices.ContainsFunc(w.rec.InSync, func(s op.SlotID) bool { return s != n.id && !w.node(s).stale })
+	// A Swap that is on its way may still happen.
+	return left(w.rec) && !slices.ContainsFunc(w.regs, func(q *xreg) bool { return q.swap != nil && !left(q.swap.next) })
 }
 
 // disaster is do for what befalls a node, and for operators.
