@@ -116,7 +116,7 @@ func TestAdoptKilled(t *testing.T) {
 
 	must(t, f.Witness.Start())
 	served := 0
-	for i := 0; i < 20-min(kills, 8); i++ {
+	for i := 0; i < 12 || kills < 20; i++ {
 		must(t, n1.Start())
 		if i%3 == 0 {
 			must(t, n1.WaitMounted())
@@ -149,9 +149,6 @@ func TestAdoptKilled(t *testing.T) {
 	must(t, err)
 	if len(r.Diff) > 0 {
 		t.Errorf("%q", r.Diff)
-	}
-	if kills < 20 {
-		t.Errorf("killed only %d times", kills)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -166,7 +167,8 @@ func (w *slotWorld) treeAtStart(side string) {
 // were mounted there; the functions put it back.
 func (w *slotWorld) takeTrees(side string) (back []func()) {
 	w.t.Helper()
-	for node := range hits(side) {
+	// The primary's first: a replica that finds out before it would be refilled from there.
+	for _, node := range slices.Sorted(maps.Keys(hits(side))) {
 		tree, aside := w.Nodes[node].Tree(), w.Nodes[node].Data+".aside"
 		move := func(from, to string) {
 			entries, err := os.ReadDir(from)
