@@ -141,6 +141,7 @@ func (s *Slot) takeSums(ctx context.Context) error {
 	rate := s.scrub.conf.Rate
 	s.scrub.mu.Unlock()
 	pace := newPacer(rate, s.usersDid)
+	readers := newReaders()
 	for from := op.ID(0); ; {
 		ids, err := s.ix.lacking(lacksSum, from, scrubBatch)
 		if err != nil {
@@ -149,7 +150,10 @@ func (s *Slot) takeSums(ctx context.Context) error {
 		if len(ids) == 0 {
 			break
 		}
-		err = sideBySide(ctx, ids, func(ctx context.Context, id op.ID, m *mediumReader) error { return s.takeSum(ctx, id, m, pace) })
+		one := func() int { return 1 }
+		err = readers.sideBySide(ctx, ids, one, func(ctx context.Context, ids []op.ID, m *mediumReader) error {
+			return s.takeSum(ctx, ids[0], m, pace)
+		})
 		if err == nil {
 			// Not ahead of the replicas, or of the applier.
 			last := s.Log.Last().Seq

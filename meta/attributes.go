@@ -170,16 +170,34 @@ func (d attributeDiff) inv() int {
 }
 
 // attributeDiffs lists what stat and xattrs of path have otherwise than in.
-func attributeDiffs(path string, in *Inode) (diffs []attributeDiff, err error) {
+func attributeDiffs(path string, in *Inode) ([]attributeDiff, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
 		return nil, &os.PathError{Op: "lstat", Path: path, Err: err}
 	}
-	add := func(what string, have, want any) {
-		diffs = append(diffs, attributeDiff{text: fmt.Sprintf("%s is %v, should be %v", what, have, want)})
+	xattrs, err := readXattrs(path)
+	if err != nil {
+		return nil, err
 	}
+	diffs := statDiffs(&st, xattrs, in)
+	if st.Mode&typeMask == typeSymlink && in.Type() == typeSymlink {
+		if have, err := os.Readlink(path); err != nil || have != in.Target {
+			diffs = append(diffs, differs("target", have, in.Target))
+		}
+	}
+	return diffs, nil
+}
+
+// differs is the attribute called what.
+func differs(what string, have, want any) attributeDiff {
+	return attributeDiff{text: fmt.Sprintf("%s is %v, should be %v", what, have, want)}
+}
+
+// statDiffs lists what st and xattrs are otherwise than in.
+func statDiffs(st *unix.Stat_t, xattrs map[string][]byte, in *Inode) (diffs []attributeDiff) {
+	add := func(what string, have, want any) { diffs = append(diffs, differs(what, have, want)) }
 	if st.Mode&typeMask != in.Type() {
-		return []attributeDiff{{text: fmt.Sprintf("type is %o, should be %o", st.Mode&typeMask, in.Type()), wrong: true}}, nil
+		return []attributeDiff{{text: fmt.Sprintf("type is %o, should be %o", st.Mode&typeMask, in.Type()), wrong: true}}
 	}
 	if st.Mode&permMask != in.Mode&permMask && in.Type() != typeSymlink {
 		add("mode", fmt.Sprintf("%04o", st.Mode&permMask), fmt.Sprintf("%04o", in.Mode&permMask))
@@ -196,51 +214,56 @@ func attributeDiffs(path string, in *Inode) (diffs []attributeDiff, err error) {
 	if !in.IsDir() && uint32(st.Nlink) != in.Nlink {
 		add("nlink", st.Nlink, in.Nlink)
 	}
-	if in.Type() == typeSymlink {
-		if have, err := os.Readlink(path); err != nil || have != in.Target {
-			add("target", have, in.Target)
-		}
-	}
-	have, err := readXattrs(path)
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range slices.Sorted(maps.Keys(have)) {
+	for _, name := range slices.Sorted(maps.Keys(xattrs)) {
 		if want, ok := in.Xattr[name]; !ok {
-			add("xattr "+name, fmt.Sprintf("%q", have[name]), "absent")
-		} else if !bytes.Equal(have[name], want) {
-			add("xattr "+name, fmt.Sprintf("%q", have[name]), fmt.Sprintf("%q", want))
+			add("xattr "+name, fmt.Sprintf("%q", xattrs[name]), "absent")
+		} else if !bytes.Equal(xattrs[name], want) {
+			add("xattr "+name, fmt.Sprintf("%q", xattrs[name]), fmt.Sprintf("%q", want))
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(in.Xattr)) {
-		if _, ok := have[name]; !ok {
+		if _, ok := xattrs[name]; !ok {
 			add("xattr "+name, "absent", fmt.Sprintf("%q", in.Xattr[name]))
 		}
 	}
-	return diffs, nil
+	return diffs
 }
 
 // readXattrs reads the xattrs of path that the mount shows: all but our own,
 // and those that the system keeps for itself.
 func readXattrs(path string) (map[string][]byte, error) {
-	list, err := getXattr(func(b []byte) (int, error) { return unix.Llistxattr(path, b) })
+	return shownXattrs(path,
+		func(b []byte) (int, error) { return unix.Llistxattr(path, b) },
+		func(name string, b []byte) (int, error) { return unix.Lgetxattr(path, name, b) })
+}
+
+// readXattrsFd is readXattrs of an open file.
+func readXattrsFd(fd int) (map[string][]byte, error) {
+	return shownXattrs("open file",
+		func(b []byte) (int, error) { return unix.Flistxattr(fd, b) },
+		func(name string, b []byte) (int, error) { return unix.Fgetxattr(fd, name, b) })
+}
+
+// shownXattrs is readXattrs of what list and get read; of says of what.
+func shownXattrs(of string, list func([]byte) (int, error), get func(string, []byte) (int, error)) (map[string][]byte, error) {
+	names, err := getXattr(list)
 	if err != nil {
 		if errors.Is(err, unix.ENOTSUP) {
 			return nil, nil
 		}
-		return nil, &os.PathError{Op: "llistxattr", Path: path, Err: err}
+		return nil, &os.PathError{Op: "listxattr", Path: of, Err: err}
 	}
 	var xattrs map[string][]byte
-	for _, name := range strings.Split(string(list), "\x00") {
+	for name := range strings.SplitSeq(string(names), "\x00") {
 		if name == "" || !shownXattr(name) {
 			continue
 		}
-		v, err := getXattr(func(b []byte) (int, error) { return unix.Lgetxattr(path, name, b) })
+		v, err := getXattr(func(b []byte) (int, error) { return get(name, b) })
 		if errors.Is(err, unix.ENODATA) {
 			continue
 		}
 		if err != nil {
-			return nil, &os.PathError{Op: "lgetxattr", Path: path, Err: err}
+			return nil, &os.PathError{Op: "getxattr", Path: of, Err: err}
 		}
 		if xattrs == nil {
 			xattrs = map[string][]byte{}
@@ -263,19 +286,18 @@ func shownXattr(name string) bool {
 
 // getXattr calls get with a buffer that is large enough.
 func getXattr(get func([]byte) (int, error)) ([]byte, error) {
+	b := make([]byte, 128) // for nearly all that there is
 	for {
-		n, err := get(nil)
-		if err != nil || n == 0 {
-			return []byte{}, err
+		n, err := get(b)
+		if err == nil {
+			return bytes.Clone(b[:n]), nil
 		}
-		b := make([]byte, n)
-		n, err = get(b)
-		if errors.Is(err, unix.ERANGE) {
-			continue // grew meanwhile
-		}
-		if err != nil {
+		if !errors.Is(err, unix.ERANGE) {
 			return nil, err
 		}
-		return b[:n], nil
+		if n, err = get(nil); err != nil {
+			return nil, err
+		}
+		b = make([]byte, n+1) // one more: none at all would ask for the size again
 	}
 }

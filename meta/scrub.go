@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"slotfs/meta/ledger"
@@ -22,9 +20,13 @@ import (
 //	scrubloop.go    the continuous scrub in the background
 //	scrubstate.go   what is remembered in scrub.json: cursor, ages, last pass
 //	scrubranges.go  when which ids were verified
-//	scrubobject.go  looking at one object, and mending it
+//	scrubworkers.go several at a time, at low priority
+//	scrubobject.go  looking at objects
+//	scrubmend.go    mending them
+//	scrubuser.go    a part of the tree, by name
 //	scrubown.go     index and log, which are no objects
 //	scrubmedium.go  reading the medium and not the page cache
+//	scrubreads.go   several files at once
 //	scrubpace.go    leaving users alone
 
 // ScrubOptions says what to scrub. The zero value is everything, at full
@@ -68,21 +70,18 @@ type ScrubReport struct {
 // ErrScrubRuns: another scrub of the slot was asked for and is under way.
 var ErrScrubRuns = errors.New("a scrub of this slot is under way")
 
-// scrubWorkers is how many files are read at a time: enough to keep a disk busy
-// with small files, and no more.
-const scrubWorkers = 3
-
 // scrubBatch is how many objects are looked at between two updates of what is
 // verified.
 const scrubBatch = 512
 
 // pass is one scrub under way.
 type pass struct {
-	s      *Slot
-	opt    ScrubOptions
-	report ScrubReport
-	pace   *pacer
-	full   bool // of everything: counts for the cycle
+	s       *Slot
+	opt     ScrubOptions
+	report  ScrubReport
+	pace    *pacer
+	readers readers
+	full    bool // of everything: counts for the cycle
 
 	telling sync.Mutex // held while report is told something; before mu
 
@@ -107,6 +106,7 @@ func (s *Slot) Scrub(ctx context.Context, o ScrubOptions, r ScrubReport) (ScrubP
 		return ScrubProgress{}, fmt.Errorf("scrub: %w", ErrResyncing)
 	}
 	p := s.newPass(o, r)
+	defer p.readers.close()
 	p.full = o.User == "" && o.Since.IsZero()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -134,7 +134,7 @@ func (s *Slot) Scrub(ctx context.Context, o ScrubOptions, r ScrubReport) (ScrubP
 }
 
 func (s *Slot) newPass(o ScrubOptions, r ScrubReport) *pass {
-	return &pass{s: s, opt: o, report: r, pace: newPacer(o.Rate, s.usersDid), said: map[op.ID]struct{}{}, p: ScrubProgress{
+	return &pass{s: s, opt: o, report: r, pace: newPacer(o.Rate, s.usersDid), readers: newReaders(), said: map[op.ID]struct{}{}, p: ScrubProgress{
 		Started: time.Now(), Found: map[string]uint64{}, Medium: map[string]uint64{}}}
 }
 
@@ -194,45 +194,12 @@ func (p *pass) runIDs(ctx context.Context, from, to op.ID) error {
 }
 
 // batch looks at some objects.
-func (p *pass) batch(ctx context.Context, ids []op.ID) error { return sideBySide(ctx, ids, p.one) }
-
-// sideBySide calls one for all ids, several at a time, at low priority. The workers
-// take the next one by themselves: handing it to a goroutine that is bound to its
-// thread would cost a change of threads each time.
-func sideBySide(ctx context.Context, ids []op.ID, one func(context.Context, op.ID, *mediumReader) error) error {
-	var next atomic.Int64
-	errs := make(chan error, scrubWorkers)
-	bctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	for range scrubWorkers {
-		go func() {
-			stepBack()
-			m := newMediumReader()
-			for {
-				i := next.Add(1) - 1
-				if i >= int64(len(ids)) {
-					errs <- nil
-					return
-				}
-				if err := one(bctx, ids[i], m); err != nil {
-					cancel()
-					errs <- err
-					return
-				}
-			}
-		}()
-	}
-	var first error
-	for range scrubWorkers {
-		if err := <-errs; err != nil && (first == nil || errors.Is(first, context.Canceled)) {
-			first = err
-		}
-	}
-	return errors.Join(first, ctx.Err())
+func (p *pass) batch(ctx context.Context, ids []op.ID) error {
+	return p.readers.sideBySide(ctx, ids, p.pace.atOnce, p.some)
 }
 
-// one looks at one object, and mends it.
-func (p *pass) one(ctx context.Context, id op.ID, m *mediumReader) error {
+// some looks at objects at the same time, and mends them.
+func (p *pass) some(ctx context.Context, ids []op.ID, m *mediumReader) error {
 	if err := errors.Join(ctx.Err(), p.s.Faulted()); err != nil {
 		return err
 	}
@@ -240,37 +207,45 @@ func (p *pass) one(ctx context.Context, id op.ID, m *mediumReader) error {
 		return ErrResyncing
 	}
 	begun := time.Now()
-	var e examined
+	var all []examined
 	err := p.s.healed(func() (err error) {
-		e, err = p.s.examine(id, m)
+		all, err = p.s.examineAll(ids, m)
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("id %d: %w", id, err)
+		return err
 	}
-	if e.n == nil {
+	worked, bytes := time.Since(begun), int64(0) // repairs are rare, and nothing to rest from
+	for i := range all {
+		bytes += all[i].bytes
+		if err := p.one(ctx, &all[i], m); err != nil {
+			return err
+		}
+	}
+	p.tell()
+	return p.pace.rest(ctx, worked, bytes)
+}
+
+// one takes note of what was found of an object, and mends it.
+func (p *pass) one(ctx context.Context, e *examined, m *mediumReader) error {
+	if e.n == nil || !p.opt.Since.IsZero() && time.Unix(0, max(e.n.Mtime, e.n.Ctime)).Before(p.opt.Since) {
 		return nil
 	}
-	worked := time.Since(begun) // repairs are rare, and nothing to rest from
-	if !p.opt.Since.IsZero() && time.Unix(0, max(e.n.Mtime, e.n.Ctime)).Before(p.opt.Since) {
-		return nil
-	}
-	p.count(&e)
+	p.count(e)
 	if e.n.IsDir() {
 		if err := p.dir(e.n); err != nil {
 			return err
 		}
 	}
 	if !e.flaws.none() {
-		if err := p.found(ctx, &e, m); err != nil {
+		if err := p.found(ctx, e, m); err != nil {
 			return err
 		}
 	}
 	for _, f := range p.s.scrub.takeMended(e.n.ID) {
 		p.finding(f)
 	}
-	p.tell()
-	return p.pace.rest(ctx, worked, e.bytes)
+	return nil
 }
 
 func (p *pass) count(e *examined) {
@@ -396,78 +371,6 @@ func (p *pass) progress() ScrubProgress {
 	c.Found, c.Medium = maps.Clone(c.Found), maps.Clone(c.Medium)
 	c.Took = time.Since(c.Started)
 	return c
-}
-
-// runUser goes through everything below the directories that are called
-// opt.User, or are at that path.
-func (p *pass) runUser(ctx context.Context) error {
-	dirs, err := p.s.dirsCalled(p.opt.User)
-	if err != nil {
-		return err
-	}
-	p.p.TotalObjects, p.p.TotalBytes = 0, 0
-	for _, dir := range dirs {
-		_, files, bytes, err := p.s.DirDigest(dir)
-		if err != nil {
-			return err
-		}
-		p.p.TotalObjects += files
-		p.p.TotalBytes += int64(bytes)
-	}
-	for todo := slices.Clone(dirs); len(todo) > 0; {
-		dir := todo[len(todo)-1]
-		todo = todo[:len(todo)-1]
-		ids := []op.ID{dir}
-		children, err := p.s.ix.children(dir)
-		if err != nil {
-			return err
-		}
-		for _, c := range children {
-			if c.Type == typeDir {
-				todo = append(todo, c.ID)
-			} else {
-				ids = append(ids, c.ID)
-			}
-		}
-		slices.Sort(ids)
-		if err := p.batch(ctx, slices.Compact(ids)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// ErrNoUser: there is no directory of that name.
-var ErrNoUser = errors.New("no directory of that name")
-
-// dirsCalled finds the directories at the path user, or of that name, anywhere.
-func (s *Slot) dirsCalled(user string) ([]op.ID, error) {
-	if id, err := s.Lookup(user); err == nil {
-		if n, err := s.ix.inode(id); err == nil && n.IsDir() {
-			return []op.ID{id}, nil
-		}
-	}
-	var found []op.ID
-	for todo := []op.ID{op.Root}; len(todo) > 0; {
-		dir := todo[len(todo)-1]
-		todo = todo[:len(todo)-1]
-		subdirs, err := s.ix.subdirs(dir)
-		if err != nil {
-			return nil, err
-		}
-		for _, id := range subdirs {
-			n, err := s.ix.inode(id)
-			if err == nil && len(n.Names) == 1 && n.Names[0].Name == user {
-				found = append(found, id)
-			} else {
-				todo = append(todo, id)
-			}
-		}
-	}
-	if len(found) == 0 {
-		return nil, fmt.Errorf("%q: %w", user, errors.Join(ErrNoUser, ErrNotExist))
-	}
-	return found, nil
 }
 
 // idsFrom lists up to limit ids of the index from…to, ascending.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -510,36 +509,4 @@ func TestMessageID(t *testing.T) {
 			t.Errorf("%q: %q", in[:min(len(in), 40)], got)
 		}
 	}
-}
-
-// TestMedium: the bytes come from the disk, and what that has is told from what
-// memory has.
-func TestMedium(t *testing.T) {
-	dir := t.TempDir()
-	m := newMediumReader()
-	media := map[string]bool{}
-	for _, size := range []int{0, 1, 4095, 4096, 4097, 1 << 20, 1<<20 + 1, 3<<20 + 5} {
-		data := pattern(size)
-		path := filepath.Join(dir, "f")
-		noErr(t, os.WriteFile(path, data, 0o600))
-		f, err := os.Open(path)
-		noErr(t, err)
-		sum := op.SumOf(data)
-		medium, bad, err := m.verify(int(f.Fd()), &sum)
-		if bad != nil || err != nil {
-			t.Errorf("%d: %v, %v", size, bad, err)
-		}
-		media[medium] = true
-		if got, err := m.sum(int(f.Fd())); err != nil || !got.Equal(sum) || got.SHA256 != sum.SHA256 {
-			t.Errorf("%d: %+v, %v", size, got, err)
-		}
-		for _, wrong := range [][]byte{append(bytes.Clone(data), 'x'), data[:max(0, size-1)]} {
-			w := op.SumOf(wrong)
-			if _, bad, err := m.verify(int(f.Fd()), &w); (bad == nil) != (len(wrong) == size) || err != nil {
-				t.Errorf("%d for %d: %v, %v", size, len(wrong), bad, err)
-			}
-		}
-		f.Close()
-	}
-	t.Logf("read by %v", slices.Collect(maps.Keys(media)))
 }

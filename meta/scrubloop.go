@@ -72,6 +72,7 @@ func (s *Slot) scrubSome(ctx context.Context, wake <-chan struct{}, conf ScrubCo
 		}
 	}()
 	p := s.newPass(ScrubOptions{Rate: conf.Rate}, ScrubReport{})
+	defer p.readers.close()
 	c := &s.scrub
 	c.mu.Lock()
 	c.loop = p

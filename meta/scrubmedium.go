@@ -24,7 +24,8 @@ const (
 // mediumReader reads files from the medium, not from the page cache. It is for
 // one goroutine.
 type mediumReader struct {
-	buf []byte // aligned
+	buf   []byte // aligned
+	reads reads
 }
 
 // directAlign is the alignment that O_DIRECT wants at most, in bytes.
@@ -53,6 +54,41 @@ func (m *mediumReader) verify(fd int, want *op.Sum) (medium string, bad, err err
 	return medium, bad, err
 }
 
+// mediumFile is an open file to be compared with want, and what came of it.
+type mediumFile struct {
+	fd   int
+	want *op.Sum
+
+	medium string
+	whole  bool // it is as it should be; if not, verify says what is wrong
+}
+
+// verifyAll is verify of several files, for which it asks the disk at once, as many
+// as its buffer holds. Those that are larger, and those with which anything is
+// wrong, are left to verify.
+func (m *mediumReader) verifyAll(files []mediumFile) {
+	var asked [readsMost]*mediumFile
+	for len(files) > 0 {
+		m.reads.clear()
+		free := m.buf
+		for len(files) > 0 && !m.reads.full() {
+			f := &files[0]
+			if k := span(f.want.Size); f.want.Size < op.BlockSize {
+				if k > len(free) {
+					break
+				}
+				var err error
+				if f.medium, err = pastCache(f.fd); err == nil {
+					asked[m.reads.add(f.fd, free[:k:k])] = f
+					free = free[k:]
+				}
+			}
+			files = files[1:]
+		}
+		m.reads.run(func(k int, data []byte) { asked[k].whole = asked[k].want.Verify(data) })
+	}
+}
+
 // sum is the checksum, SHA-256 included, of what the medium has of an open
 // regular file; see verify about the descriptor.
 func (m *mediumReader) sum(fd int) (*op.Sum, error) {
@@ -73,7 +109,7 @@ func (m *mediumReader) sum(fd int) (*op.Sum, error) {
 func (m *mediumReader) sumOpen(fd int) (*op.Sum, error) {
 	sum, h := &op.Sum{}, sha256.New()
 	for {
-		n, err := m.readBlock(fd, sum.Size)
+		n, err := m.readBlock(fd, sum.Size, op.BlockSize)
 		if err != nil {
 			return nil, err
 		}
@@ -155,7 +191,7 @@ func cachedPages(fd int) (n int, err error) {
 func (m *mediumReader) compare(fd int, want *op.Sum) (bad, err error) {
 	var at int64
 	for i := 0; ; i++ {
-		n, err := m.readBlock(fd, at)
+		n, err := m.readBlock(fd, at, span(want.Size-at))
 		if errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.EINTR) {
 			return nil, err
 		}
@@ -185,11 +221,17 @@ func (m *mediumReader) compare(fd int, want *op.Sum) (bad, err error) {
 	return nil, nil
 }
 
-// readBlock fills the buffer from at on. O_DIRECT gives less than asked for only
-// at the end of the file.
-func (m *mediumReader) readBlock(fd int, at int64) (n int, err error) {
-	for n < len(m.buf) {
-		k, err := unix.Pread(fd, m.buf[n:], at+int64(n))
+// span is how much to read of a block for what should be the file's next size
+// bytes and its end: not more, as the kernel clears what the file does not fill.
+func span(size int64) int {
+	return int(min(max(size, 0)/directAlign+1, op.BlockSize/directAlign)) * directAlign
+}
+
+// readBlock fills n bytes of the buffer from at on. O_DIRECT gives less than asked
+// for only at the end of the file.
+func (m *mediumReader) readBlock(fd int, at int64, want int) (n int, err error) {
+	for n < want {
+		k, err := unix.Pread(fd, m.buf[n:want], at+int64(n))
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}

@@ -58,6 +58,17 @@ func (p *pacer) rest(ctx context.Context, worked time.Duration, bytes int64) err
 	return ctx.Err()
 }
 
+// atOnce is how many files to read at once: beside users one, or they would wait for
+// all of them.
+func (p *pacer) atOnce() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.multiple > 0 {
+		return 1
+	}
+	return readsMost
+}
+
 func (p *pacer) due(worked time.Duration, bytes int64) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()

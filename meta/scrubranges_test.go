@@ -91,6 +91,9 @@ func TestPacer(t *testing.T) {
 		if d := p.due(time.Millisecond, 1<<20); d != 0 {
 			t.Errorf("idle: %v", d)
 		}
+		if n := p.atOnce(); n != readsMost {
+			t.Errorf("idle: %d files at once", n)
+		}
 	}
 	var rest time.Duration
 	for range 10 {
@@ -99,6 +102,9 @@ func TestPacer(t *testing.T) {
 	}
 	if rest != restMost*time.Millisecond {
 		t.Errorf("busy: %v", rest)
+	}
+	if n := p.atOnce(); n != 1 {
+		t.Errorf("busy: %d files at once", n)
 	}
 	users++
 	if d := p.due(time.Hour, 0); d != restLimit {
