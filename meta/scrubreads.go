@@ -37,8 +37,8 @@ type iocb struct {
 	fd     uint32
 	buf    uint64
 	bytes  uint64
-	offset int64
-	_      [2]uint64
+	_      int64     // offset: 0
+	_      [2]uint64 // reserved, flags, eventfd
 }
 
 // ioEvent is struct io_event.
