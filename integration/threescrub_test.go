@@ -17,6 +17,7 @@ func TestThreeVote(t *testing.T) {
 	t.Parallel()
 	f := newCluster(t, 3, cluster.Options{})
 	f.expect(provoked...)
+	f.expect("no good copy on any reachable peer: asked by another slot") // which asks the third one next
 	f.expect("damaged content", "checksum of block", "attributes differ", "differ", "outvoted", "summed up anew", "should be", "not in the tree", "mtime is", "copies left")
 	must(t, f.StartPair())
 	n1, n2, n3 := f.Nodes[0], f.Nodes[1], f.Nodes[2]
