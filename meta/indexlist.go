@@ -73,6 +73,28 @@ func (x *index) subdirs(dir op.ID) ([]op.ID, error) {
 	return amend(list, changed), nil
 }
 
+// idsFrom lists up to limit ids of the index from…to, ascending.
+func (x *index) idsFrom(from, to op.ID, limit int) ([]op.ID, error) {
+	x.mu.RLock()
+	changed := make(map[op.ID]bool)
+	for _, d := range x.deltas() {
+		for id, n := range d.inodes {
+			if from <= id && id <= to {
+				changed[id] = n != nil
+			}
+		}
+	}
+	v := view{x.db.NewTransaction(false)}
+	x.mu.RUnlock()
+	defer v.txn.Discard()
+	ids, err := v.inodeIDs(from, to, limit+len(changed))
+	if err != nil {
+		return nil, err
+	}
+	ids = amend(ids, changed)
+	return ids[:min(limit, len(ids))], nil
+}
+
 // lacking lists up to limit ids from `from` on, ascending, of regular files that
 // lack this.
 func (x *index) lacking(what lack, from op.ID, limit int) ([]op.ID, error) {

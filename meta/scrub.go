@@ -372,28 +372,3 @@ func (p *pass) progress() ScrubProgress {
 	c.Took = time.Since(c.Started)
 	return c
 }
-
-// idsFrom lists up to limit ids of the index from…to, ascending.
-func (x *index) idsFrom(from, to op.ID, limit int) ([]op.ID, error) {
-	x.mu.RLock()
-	changed := make(map[op.ID]bool)
-	for _, d := range []*delta{x.frozen, x.active} {
-		if d == nil {
-			continue
-		}
-		for id, n := range d.inodes {
-			if from <= id && id <= to {
-				changed[id] = n != nil
-			}
-		}
-	}
-	v := view{x.db.NewTransaction(false)}
-	x.mu.RUnlock()
-	defer v.txn.Discard()
-	ids, err := v.inodeIDs(from, to, limit+len(changed))
-	if err != nil {
-		return nil, err
-	}
-	ids = amend(ids, changed)
-	return ids[:min(limit, len(ids))], nil
-}

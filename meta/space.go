@@ -67,23 +67,32 @@ func openSpace(data string, reserve int64, events *Events) (*space, error) {
 	return s, s.forOpening()
 }
 
-// forOpening makes sure that the index can be opened; it may give up the ballast
-// for that.
+// forOpening makes sure that the index can be opened.
 func (s *space) forOpening() error {
-	var st unix.Statfs_t
-	if err := unix.Statfs(s.index, &st); err != nil {
-		return &os.PathError{Op: "statfs", Path: s.index, Err: err}
-	}
-	left := int64(st.Bfree) * st.Bsize
-	if left < openNeeds && os.Remove(filepath.Join(s.index, ballastName)) == nil {
-		s.report(fmt.Sprintf("%s: gave up the ballast", s.index))
-		left += ballastSize
+	left, err := s.room(openNeeds)
+	if err != nil {
+		return err
 	}
 	if left < openNeeds {
 		return &DataError{File: s.index, Reason: ErrNoSpace, Detail: fmt.Sprintf("%d bytes are free, to open the index needs %d", left, openNeeds),
 			Remedy: "make room on this file system, then start again; nothing is lost"}
 	}
 	return nil
+}
+
+// room is how many bytes are left for the index, reserve or not; if they are fewer
+// than needs, it gives up the ballast.
+func (s *space) room(needs int64) (left int64, err error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.index, &st); err != nil {
+		return 0, &os.PathError{Op: "statfs", Path: s.index, Err: err}
+	}
+	left = int64(st.Bfree) * st.Bsize
+	if left < needs && os.Remove(filepath.Join(s.index, ballastName)) == nil {
+		s.report(fmt.Sprintf("%s: gave up the ballast", s.index))
+		left += ballastSize
+	}
+	return left, nil
 }
 
 // free is what is left on the file system of dir above the reserve, in bytes.
@@ -154,18 +163,13 @@ func (s *space) report(text string) {
 // forCheckpoint reports whether the index may be written; it may give up the
 // ballast for that.
 func (s *space) forCheckpoint() bool {
-	var st unix.Statfs_t
-	if err := unix.Statfs(s.index, &st); err != nil {
+	left, err := s.room(checkpointNeeds)
+	if err != nil {
 		return false
 	}
-	left := int64(st.Bfree) * st.Bsize
 	if left >= checkpointNeeds+ballastSize {
 		s.makeBallast()
 		return true
-	}
-	if left < checkpointNeeds && os.Remove(filepath.Join(s.index, ballastName)) == nil {
-		s.report(fmt.Sprintf("%s: gave up the ballast", s.index))
-		left += ballastSize
 	}
 	if left < checkpointNeeds/2 {
 		s.report(fmt.Sprintf("%s: %d bytes left, the checkpoint is put off", s.index, left))
