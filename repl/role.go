@@ -168,11 +168,11 @@ type operation struct {
 	epoch   uint64 // of the epoch that it begins
 	members []op.SlotID
 	create  bool
+	from    *peer // whose tail is to be fetched; may be nil
 
 	// With a register only.
 	read    uint64       // number of the Get that it waits for, or has seen
 	expect  uint64       // epoch of the record that it was judged by; 0: there is none
-	from    *peer        // whose tail is to be fetched; may be nil
 	commits uint64       // what was committed here when the others were asked
 	prepare *preparing   // who has yet to note the epoch
 	swap    *swapping    // the register's word
@@ -316,10 +316,7 @@ func (m *machine) stopForFault() {
 	if m.op != nil {
 		m.finish(fmt.Errorf("slot is faulted: %s", m.v.faulted))
 	}
-	if !m.target.IsZero() {
-		m.do(effUnfollow{})
-		m.target = op.SlotID{}
-	}
+	m.unfollow()
 }
 
 // handOver is what a faulted slot does with a register: as primary it ends its
@@ -335,10 +332,7 @@ func (m *machine) handOver() {
 		}
 		m.finish(fmt.Errorf("slot is faulted: %s", m.v.faulted))
 	}
-	if !m.target.IsZero() {
-		m.do(effUnfollow{})
-		m.target = op.SlotID{}
-	}
+	m.unfollow()
 }
 
 func (m *machine) do(e effect) { m.fx = append(m.fx, e) }

@@ -72,11 +72,7 @@ func (m *machine) hangUpLost() (drop []*peer) {
 		if p.why == "" {
 			continue
 		}
-		if p.joined {
-			m.do(effHangUp{p.slot, p.why})
-			p.joined, p.left = false, m.now
-			m.abandon(p)
-		}
+		m.hangUp(p, p.why)
 		if m.isMember(p.slot) && (!m.stop || p.wentBack) {
 			drop = append(drop, p)
 		}
@@ -177,10 +173,7 @@ func (m *machine) cancelChange() {
 	if p == nil || p.entry == entryNone {
 		return
 	}
-	m.event(false, "replica on %s is too slow to be in sync", m.label(p.slot))
-	p.backoff = min(max(2*p.backoff, retryEntry), maxRetryEntry)
-	p.again = m.now.Add(p.backoff)
-	m.abandon(p)
+	m.tooSlow(p)
 }
 
 // changePrepared goes on when every slot of the next set has noted it. One that
@@ -207,12 +200,9 @@ func (m *machine) changePrepared() {
 	}
 	m.change = nil
 	for _, s := range failed {
-		if p := m.peer(s); p.joined {
-			m.do(effHangUp{s, "it did not note the next epoch"})
-			p.joined, p.left = false, m.now
-			m.abandon(p)
-		}
-		m.peer(s).gone = "it did not note the next epoch"
+		p := m.peer(s)
+		p.gone = "it did not note the next epoch"
+		m.hangUp(p, p.gone)
 	}
 }
 
@@ -229,12 +219,8 @@ func (m *machine) begunChange() {
 		}
 	}
 	m.do(effChange{epoch: n.Epoch, members: c.members, peers: m.needed(), reason: c.reason, nonce: n.Nonce})
-	switch {
-	case !c.alert:
-	case len(c.members) == 1:
-		m.event(true, "%s; one copy left", c.reason)
-	default:
-		m.event(true, "%s; %d copies left", c.reason, len(c.members))
+	if c.alert {
+		m.tellLost(c.reason, len(c.members))
 	}
 }
 

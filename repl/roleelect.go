@@ -201,11 +201,7 @@ func (m *machine) asked() {
 		return
 	}
 	m.split = ""
-	if !m.target.IsZero() {
-		// From here on this slot acknowledges nothing to anybody.
-		m.do(effUnfollow{})
-		m.target = op.SlotID{}
-	}
+	m.unfollow() // from here on this slot acknowledges nothing to anybody
 	m.setRole(Promoting)
 	o.phase = phaseSeal
 	m.doing = fmt.Sprintf("sealing off epoch %d", o.expect)
@@ -232,9 +228,7 @@ func (m *machine) onSealed(e evSealed) {
 		m.prepareEpoch()
 		return
 	}
-	o.phase = phaseTail
-	m.doing = "fetching the last entries from " + m.label(o.from.slot)
-	m.do(effTail{o.from.slot})
+	m.fetchTail()
 }
 
 // withoutTail goes on when a longer tail could not be had. It held nothing

@@ -86,6 +86,15 @@ func (m *machine) followBest(best *peer) {
 	m.do(effFollow{best.slot, m.session})
 }
 
+// unfollow ends following, if anybody is followed; its end is no event then.
+func (m *machine) unfollow() {
+	if m.target.IsZero() {
+		return
+	}
+	m.do(effUnfollow{})
+	m.target = op.SlotID{}
+}
+
 func (m *machine) onFollowEnded(e evFollowEnded) {
 	if e.session != m.session || m.target.IsZero() {
 		return
@@ -215,14 +224,7 @@ func (m *machine) look() {
 		if p.answered.IsZero() || !m.superseded(p) {
 			continue
 		}
-		reason := fmt.Sprintf("superseded: %s is in epoch %d, this slot was primary in %d", m.label(p.slot), p.info.last.Epoch, m.epoch)
-		m.event(true, "%s", reason)
-		// First acknowledge nothing more, then unmount.
-		m.do(effStepDown{reason: reason})
-		m.leading = false
-		m.setRole(Demoting)
-		m.op = &operation{kind: opSupersede, started: m.now, phase: phaseUnmount, reason: reason}
-		m.do(effUnmount{reason})
+		m.abdicate(fmt.Sprintf("superseded: %s is in epoch %d, this slot was primary in %d", m.label(p.slot), p.info.last.Epoch, m.epoch))
 		return
 	}
 }

@@ -40,21 +40,13 @@ func (m *machine) judgeRecord() error {
 	if err := m.judgeAge(reached); err != nil {
 		return err
 	}
-	o.members, o.from = []op.SlotID{m.self}, nil
+	o.members = []op.SlotID{m.self}
 	for _, p := range reached {
 		if !rec.Has(p.slot) || !p.info.hasStore || p.info.leading || p.info.Unfit == unfitFaulted || p.info.last.Seq < o.commits {
 			// The last: it had acknowledged more once, so its disk has gone back.
 			continue
 		}
-		_, mine, _ := m.v.hist.meet(m.v.last, p.info.hist, p.info.last, false)
-		_, its, _ := p.info.hist.meet(p.info.last, m.v.hist, m.v.last, false)
-		ahead := its == vStream && p.info.last.Seq > m.v.last.Seq
-		if mine == vStream || ahead {
-			o.members = append(o.members, p.slot)
-		}
-		if ahead && (o.from == nil || p.info.last.Seq > o.from.info.last.Seq) {
-			o.from = p
-		}
+		m.takeIn(p)
 	}
 	return nil
 }
@@ -68,9 +60,8 @@ func (m *machine) judgeReached(p *peer) error {
 	if !p.info.hasStore || m.op.opts.Force {
 		return nil
 	}
-	if e, ok := m.v.hist.conflict(p.info.hist); ok {
-		return &refusal{fmt.Sprintf("this slot and the one on %s both have an epoch %d that began differently: choose whose branch survives "+
-			"(\"slotfs rejoin STORE\" on the other node), or use --force", m.label(p.slot), e)}
+	if text := m.contradicts(p); text != "" {
+		return &refusal{text + "; or use --force"}
 	}
 	return nil
 }

@@ -86,16 +86,21 @@ func (m *machine) compare(p *peer) {
 	if !p.info.hasStore || !m.v.hasStore || m.v.yield || p.info.yield {
 		return
 	}
-	epoch, ok := m.v.hist.conflict(p.info.hist)
-	if !ok {
-		return
-	}
-	text := fmt.Sprintf("this slot and the one on %s both have an epoch %d that began differently: two primaries were made independently; "+
-		"choose whose branch survives, and run \"slotfs rejoin STORE\" on the other node", m.label(p.slot), epoch)
-	if m.split != text {
+	if text := m.contradicts(p); text != "" && m.split != text {
 		m.split = text
 		m.event(true, "diverged: %s", text)
 	}
+}
+
+// contradicts says for people that p's history and this slot's have an epoch of
+// one number that began differently; empty: they have none.
+func (m *machine) contradicts(p *peer) string {
+	epoch, ok := m.v.hist.conflict(p.info.hist)
+	if !ok {
+		return ""
+	}
+	return fmt.Sprintf("this slot and the one on %s both have an epoch %d that began differently: two primaries were made independently; "+
+		"choose whose branch survives, and run \"slotfs rejoin STORE\" on the other node", m.label(p.slot), epoch)
 }
 
 func (m *machine) onNoAnswer(e evNoAnswer) {

@@ -81,11 +81,7 @@ func (m *machine) lead() {
 		if why == "" {
 			continue
 		}
-		if p.joined {
-			m.do(effHangUp{p.slot, why})
-			p.joined, p.left = false, m.now
-			m.abandon(p)
-		}
+		m.hangUp(p, why)
 		if m.isMember(p.slot) && !m.stop {
 			m.drop(p, why)
 			return
@@ -129,6 +125,16 @@ func (m *machine) lost(p *peer) string {
 	return ""
 }
 
+// hangUp ends p's stream, if it has one.
+func (m *machine) hangUp(p *peer, why string) {
+	if !p.joined {
+		return
+	}
+	m.do(effHangUp{p.slot, why})
+	p.joined, p.left = false, m.now
+	m.abandon(p)
+}
+
 // waitsFor is whether commits wait for p.
 func (m *machine) waitsFor(p *peer) bool {
 	return (m.isMember(p.slot) || p.entry != entryNone) && p.acks.durable < p.target
@@ -139,10 +145,15 @@ func (m *machine) drop(p *peer, why string) {
 	members := slices.DeleteFunc(slices.Clone(m.members), func(s op.SlotID) bool { return s == p.slot })
 	reason := fmt.Sprintf("replica on %s lost: %s", m.label(p.slot), why)
 	m.changeTo(members, reason)
-	if len(members) == 1 {
+	m.tellLost(reason, len(members))
+}
+
+// tellLost says that a replica was left behind, and how many copies there are now.
+func (m *machine) tellLost(reason string, copies int) {
+	if copies == 1 {
 		m.event(true, "%s; one copy left", reason)
 	} else {
-		m.event(true, "%s; %d copies left", reason, len(members))
+		m.event(true, "%s; %d copies left", reason, copies)
 	}
 }
 
@@ -180,10 +191,7 @@ func (m *machine) reenter(p *peer) bool {
 		return false
 	}
 	if p.entry != entryNone && m.now.Sub(p.entryAt) > 2*m.timeout {
-		m.event(false, "replica on %s is too slow to be in sync", m.label(p.slot))
-		p.backoff = min(max(2*p.backoff, retryEntry), maxRetryEntry)
-		p.again = m.now.Add(p.backoff)
-		m.abandon(p)
+		m.tooSlow(p)
 		return false
 	}
 	switch p.entry {
@@ -212,6 +220,14 @@ func (m *machine) reenter(p *peer) bool {
 		m.do(effPrepare{slot: p.slot, epoch: m.epoch + 1})
 	}
 	return false
+}
+
+// tooSlow ends p's way into the set for a while, which doubles.
+func (m *machine) tooSlow(p *peer) {
+	m.event(false, "replica on %s is too slow to be in sync", m.label(p.slot))
+	p.backoff = min(max(2*p.backoff, retryEntry), maxRetryEntry)
+	p.again = m.now.Add(p.backoff)
+	m.abandon(p)
 }
 
 func (m *machine) anyEntering() bool {

@@ -64,25 +64,26 @@ func (m *machine) advance() {
 	if m.contested() {
 		return
 	}
-	from, err := m.judge()
-	if err != nil {
+	if err := m.judge(); err != nil {
 		m.finish(err)
 		if m.role == Replica {
 			m.doing = err.Error()
 		}
 		return
 	}
-	// From here on this slot acknowledges nothing to anybody.
 	m.split = ""
-	if !m.target.IsZero() {
-		m.do(effUnfollow{})
-		m.target = op.SlotID{}
-	}
+	m.unfollow() // from here on this slot acknowledges nothing to anybody
 	m.setRole(Promoting)
-	if from == nil {
+	if m.op.from == nil {
 		m.begin()
 		return
 	}
+	m.fetchTail()
+}
+
+// fetchTail asks the member with the longest tail for it.
+func (m *machine) fetchTail() {
+	from := m.op.from
 	m.op.phase = phaseTail
 	m.doing = "fetching the last entries from " + m.label(from.slot)
 	m.do(effTail{from.slot})
@@ -136,20 +137,20 @@ func (m *machine) intent() intent {
 
 // judge decides whether this slot may become primary, in which epoch, with which
 // in-sync set, and from which peer it must first fetch a longer tail.
-func (m *machine) judge() (from *peer, err error) {
+func (m *machine) judge() error {
 	o := m.op
 	var reached []*peer
 	epoch, last := max(m.v.hist.last().Pos.Epoch, m.v.last.Epoch, m.v.sealed), m.v.hist.last()
 	for _, p := range m.others() {
 		if p.answered.Before(o.started) {
 			if p.info.hasStore && !m.v.hasStore {
-				return nil, &refusal{fmt.Sprintf("the store exists already: a slot on %s holds it; this empty one cannot become primary before that one has filled it", m.label(p.slot))}
+				return &refusal{fmt.Sprintf("the store exists already: a slot on %s holds it; this empty one cannot become primary before that one has filled it", m.label(p.slot))}
 			}
 			continue
 		}
 		reached = append(reached, p)
 		if err := m.judgePeer(p); err != nil {
-			return nil, err
+			return err
 		}
 		if h := p.info.hist.last(); h.Pos.Epoch > last.Pos.Epoch {
 			last = h
@@ -158,33 +159,38 @@ func (m *machine) judge() (from *peer, err error) {
 	}
 	o.epoch = epoch + 1
 	if m.v.adopted {
-		return nil, &refusal{"this slot belongs to a store that exists already, and is still empty: it cannot become primary before it has been filled"}
+		return &refusal{"this slot belongs to a store that exists already, and is still empty: it cannot become primary before it has been filled"}
 	}
 	if !m.v.hasStore {
 		o.create, o.epoch, o.members, o.reason = true, 1, []op.SlotID{m.self}, "store created by operator"
-		return nil, nil
+		return nil
 	}
 	if err := m.judgeMembers(last, reached); err != nil {
-		return nil, err
+		return err
 	}
 	o.members = []op.SlotID{m.self}
 	for _, p := range reached {
-		if !last.has(p.slot) || !p.info.hasStore {
-			continue
-		}
-		// Members are those whose log is the beginning of what this slot's will
-		// be. Others rejoin later, and cut or resync what is theirs alone.
-		_, mine, _ := m.v.hist.meet(m.v.last, p.info.hist, p.info.last, false)
-		_, its, _ := p.info.hist.meet(p.info.last, m.v.hist, m.v.last, false)
-		ahead := its == vStream && p.info.last.Seq > m.v.last.Seq
-		if mine == vStream || ahead {
-			o.members = append(o.members, p.slot)
-		}
-		if ahead && (from == nil || p.info.last.Seq > from.info.last.Seq) {
-			from = p
+		if last.has(p.slot) && p.info.hasStore {
+			m.takeIn(p)
 		}
 	}
-	return from, nil
+	return nil
+}
+
+// takeIn makes p a member of the epoch to come if its log is the beginning of
+// what this slot's will be, and the one to fetch from if its tail is the longest.
+// Others rejoin later, and cut or resync what is theirs alone.
+func (m *machine) takeIn(p *peer) {
+	o := m.op
+	_, mine, _ := m.v.hist.meet(m.v.last, p.info.hist, p.info.last, false)
+	_, its, _ := p.info.hist.meet(p.info.last, m.v.hist, m.v.last, false)
+	ahead := its == vStream && p.info.last.Seq > m.v.last.Seq
+	if mine == vStream || ahead {
+		o.members = append(o.members, p.slot)
+	}
+	if ahead && (o.from == nil || p.info.last.Seq > o.from.info.last.Seq) {
+		o.from = p
+	}
 }
 
 // judgePeer looks for a reason in one peer that forbids the promotion.
@@ -199,9 +205,8 @@ func (m *machine) judgePeer(p *peer) error {
 	case m.op.opts.Force || !p.info.hasStore:
 		return nil
 	}
-	if e, ok := m.v.hist.conflict(p.info.hist); ok {
-		return &refusal{fmt.Sprintf("this slot and the one on %s both have an epoch %d that began differently: choose whose branch survives "+
-			"(\"slotfs rejoin STORE\" on the other node), or use --force", m.label(p.slot), e)}
+	if text := m.contradicts(p); text != "" {
+		return &refusal{text + "; or use --force"}
 	}
 	return nil
 }

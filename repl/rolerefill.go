@@ -1,9 +1,6 @@
 package repl
 
-import (
-	"slotfs/meta"
-	"slotfs/meta/op"
-)
+import "slotfs/meta"
 
 // A slot that has lost its tree, or entries of its log, has to be refilled from
 // another one (meta.Options.Refill). It neither serves nor acknowledges: as
@@ -27,10 +24,7 @@ func (m *machine) stopForRefill() {
 		return // what it follows is a resync
 	}
 	m.refilling = true
-	if !m.target.IsZero() {
-		m.do(effUnfollow{})
-		m.target = op.SlotID{}
-	}
+	m.unfollow()
 	m.retry = m.now
 }
 
