@@ -3,7 +3,6 @@ package repl
 import (
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -19,9 +18,6 @@ type Server struct {
 	Cluster string
 	TLS     *tls.Config // for accepting connections; must demand a certificate
 	Logger  *slog.Logger
-	// Info, if set, adds what the node wants to say about itself when it is
-	// asked for its status.
-	Info func() json.RawMessage
 	// Client is for connecting to other nodes. Command, if set, carries out what
 	// the operator of another node asked for; what it writes is the answer.
 	Client  *tls.Config
@@ -222,24 +218,13 @@ func (r *Member) heardOf(h hello) {
 	r.answered(SlotStatus{Slot: h.Slot, StoreID: h.StoreID, Role: h.Role, Leading: h.Leading, Intent: h.Intent, Last: h.Last, Applied: h.Applied, History: h.History, Yield: h.Yield, Condition: h.Condition}, h.Node, true)
 }
 
-// serveStatus answers what this node's slots are. The question says what the
-// asker's slot is, which is news, too.
+// serveStatus answers what this node's slot of the store is. The question says
+// what the asker's slot is, which is news, too.
 func (s *Server) serveStatus(l *link, h hello) {
+	w := welcome{Protocol: Protocol, Node: s.Node}
 	if m := s.member(h.Store); m != nil {
 		m.heardOf(h)
-	}
-	w := welcome{Protocol: Protocol, Node: s.Node}
-	s.mu.Lock()
-	all := make([]*Member, 0, len(s.members))
-	for _, m := range s.members {
-		all = append(all, m)
-	}
-	s.mu.Unlock()
-	for _, m := range all {
-		w.Slots = append(w.Slots, m.status())
-	}
-	if s.Info != nil {
-		w.Info = s.Info()
+		w.Slots = []SlotStatus{m.status()}
 	}
 	l.deadline(handshakeTimeout)
 	if l.sendJSON(frameWelcome, w) == nil {
@@ -275,7 +260,7 @@ func (s *Server) refuse(remote string, err error) {
 	}
 }
 
-// askNode asks a node for its status.
+// askNode says hello to a node, and returns what it is welcomed with.
 func askNode(ctx context.Context, addr string, conf *tls.Config, h hello) (welcome, error) {
 	var w welcome
 	l, err := dial(ctx, addr, conf)
@@ -289,13 +274,4 @@ func askNode(ctx context.Context, addr string, conf *tls.Config, h hello) (welco
 	}
 	err = l.expect(frameWelcome, &w)
 	return w, err
-}
-
-// Query asks the node at addr what it is.
-func (s *Server) Query(ctx context.Context, addr string, conf *tls.Config) (*NodeStatus, error) {
-	w, err := askNode(ctx, addr, conf, hello{Protocol: Protocol, For: forStatus, Cluster: s.Cluster, Node: s.Node})
-	if err != nil {
-		return nil, fmt.Errorf("ask %s: %w", addr, err)
-	}
-	return &NodeStatus{Node: w.Node, Slots: w.Slots, Info: w.Info}, nil
 }

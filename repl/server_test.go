@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"strings"
 	"testing"
@@ -144,18 +145,21 @@ func TestBadEntriesRefused(t *testing.T) {
 	a.kill() // it could not commit that entry when it stops
 }
 
-func TestQuery(t *testing.T) {
+// A node is asked about one store; what it answers must not grow with how many
+// others it has: a frame is limited.
+func TestStatusOfOneStore(t *testing.T) {
 	w, a, b := pair(t, nil)
-	a.server.Info = func() json.RawMessage { return json.RawMessage(`{"version":"1"}`) }
+	a.server.mu.Lock()
+	for i := range 5000 {
+		a.server.members[fmt.Sprint("other", i)] = a.m
+	}
+	a.server.mu.Unlock()
 	_, client := w.ca.node("b")
-	s, err := b.server.Query(context.Background(), a.cable.addr(), client)
+	got, err := askNode(t.Context(), a.cable.addr(), client, b.m.hello(forStatus))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Node != "a" || len(s.Slots) != 1 || s.Slots[0].Role != Primary || string(s.Info) != `{"version":"1"}` {
-		t.Errorf("%+v", s)
-	}
-	if _, err := json.Marshal(a.m.State()); err != nil {
-		t.Error(err)
+	if got.Node != "a" || len(got.Slots) != 1 || got.Slots[0].Slot != a.id || got.Slots[0].Role != Primary {
+		t.Errorf("%+v", got)
 	}
 }

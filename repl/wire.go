@@ -1,7 +1,6 @@
 package repl
 
 import (
-	"encoding/json"
 	"time"
 
 	"slotfs/meta"
@@ -24,7 +23,7 @@ const (
 	forHandover purpose = "handover" // the primary asks this replica to take over
 	forCommand  purpose = "command"  // an operator's command for this node
 	forNote     purpose = "note"     // a primary, or a slot about to be, asks to note that the other may join an epoch
-	forStatus   purpose = "status"   // what a node's slots are; also tells what the asker is
+	forStatus   purpose = "status"   // what the node's slot of a store is; also tells what the asker is
 	forCompare  purpose = "compare"  // is what you hold the same as mine? what do you know of this object?
 )
 
@@ -34,7 +33,7 @@ type hello struct {
 	For      purpose      `json:"for"`
 	Cluster  string       `json:"cluster"`
 	Node     string       `json:"node"`
-	Store    string       `json:"store"` // empty: a question about the node
+	Store    string       `json:"store"` // empty: a command for the node
 	StoreID  meta.StoreID `json:"store_id"`
 	Slot     op.SlotID    `json:"slot"`
 	Role     Role         `json:"role,omitempty"`
@@ -69,12 +68,12 @@ type welcome struct {
 	Snapshot *meta.SnapshotState `json:"snapshot,omitempty"`
 	// Rescued is how many messages of lost branches the source knows to have been
 	// delivered again.
-	Rescued int             `json:"rescued,omitempty"`
-	Slots   []SlotStatus    `json:"slots,omitempty"` // status
-	Info    json.RawMessage `json:"info,omitempty"`  // status: what the node adds
+	Rescued int `json:"rescued,omitempty"`
+	// Slots is the node's slot of the store that was asked for; none if it has none.
+	Slots []SlotStatus `json:"slots,omitempty"`
 }
 
-// SlotStatus is what a node answers about one of its slots.
+// SlotStatus is what a node answers about its slot of a store.
 type SlotStatus struct {
 	Store    string       `json:"store"`
 	StoreID  meta.StoreID `json:"store_id"`
@@ -109,11 +108,4 @@ type Condition struct {
 	// Unfit is why it does not become primary by itself, with a register; empty:
 	// it may.
 	Unfit string `json:"unfit,omitempty"`
-}
-
-// NodeStatus is what a node answers about itself.
-type NodeStatus struct {
-	Node  string          `json:"node"`
-	Slots []SlotStatus    `json:"slots"`
-	Info  json.RawMessage `json:"info,omitempty"` // made by Server.Info over there
 }
