@@ -311,6 +311,22 @@ func (n *Node) Empty() error {
 	return err
 }
 
+// AddSlot adds a slot of another store to the config, and makes its data
+// directory; it returns the mount point. The node must not run.
+func (n *Node) AddSlot(store string) (mount string, err error) {
+	mount = filepath.Join(n.Dir, "mount-"+store)
+	f, err := os.OpenFile(n.Config, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return "", err
+	}
+	_, err = fmt.Fprintf(f, "\n[[slot]]\nstore = %q\ndata = %q\nmount = %q\n%s\n", store, n.Data+"-"+store, mount, n.cluster.options.Slot)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return "", err
+	}
+	_, err = n.Run("create", store)
+	return mount, err
+}
+
 // Clear removes a mount that a killed process has left behind, and makes the
 // bare mount point writable again.
 func (n *Node) Clear() error {

@@ -93,17 +93,20 @@ func (n *Node) Status() (Status, error) {
 }
 
 // Slot asks the node about the cluster's store.
-func (n *Node) Slot() (Slot, error) {
+func (n *Node) Slot() (Slot, error) { return n.SlotOf(n.cluster.Store) }
+
+// SlotOf asks the node about a store.
+func (n *Node) SlotOf(store string) (Slot, error) {
 	s, err := n.Status()
 	if err != nil {
 		return Slot{}, err
 	}
 	for _, slot := range s.Slots {
-		if slot.Store == n.cluster.Store {
+		if slot.Store == store {
 			return slot, nil
 		}
 	}
-	return Slot{}, fmt.Errorf("%s has no slot of %s", n.Name, n.cluster.Store)
+	return Slot{}, fmt.Errorf("%s has no slot of %s", n.Name, store)
 }
 
 // Digest is what "slotfs digest --json" prints.
