@@ -330,6 +330,36 @@ func TestRecoverBehindTreeAgain(t *testing.T) {
 	})
 }
 
+// The same, but each time it knows more to be committed: an object may have been
+// put away half made, been made again, and be removed by the time it is found.
+func TestRecoverCatchingUp(t *testing.T) {
+	eachSeed(t, func(t *testing.T, seed uint64) {
+		x := newCrash(t, seed, false)
+		for range 4 {
+			if _, err := x.recover(t, nil); err != nil {
+				t.Fatalf("C %d A %d K %d: %v", x.c, x.a, x.k, err)
+			}
+			ix, err := openIndex(filepath.Join(x.data, dirIndex), slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			applyMore(t, x.data, ix, x.w.log, x.k+1, x.a)
+			if err := ix.close(); err != nil {
+				t.Fatal(err)
+			}
+			x.k += x.w.rnd.Uint64N(x.a - x.k + 1)
+			x.tr = newTrail(x.c, x.k)
+			for _, e := range x.w.log.entries[x.c:] {
+				x.tr.add(e)
+			}
+		}
+		if _, err := x.recover(t, nil); err != nil {
+			t.Fatalf("C %d A %d K %d: %v", x.c, x.a, x.k, err)
+		}
+		x.compare(t)
+	})
+}
+
 var errStopped = errors.New("stopped")
 
 // A recovery can be killed at any step, any number of times.

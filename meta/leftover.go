@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"slotfs/meta/op"
 )
 
 // leftovers is reconcile's third phase: it clears away what is not where the index wants it.
@@ -76,6 +78,9 @@ func (r *reconciler) leftover(n *node) error {
 		}
 		if m, err := readMark(n.path()); r.vanished != nil && err == nil && !m.Sealed {
 			return r.discard(n) // a control file that a resync replaced
+		}
+		if r.madeByRun(n.id) {
+			return r.remove(n) // made twice, and done is whole: nothing in it that the log does not have
 		}
 		if in.Sum != nil && in.IsRegular() && n.isRegular() {
 			if bad, err := verifyFile(n.path(), *in.Sum); err == nil && bad == nil {
@@ -163,13 +168,40 @@ func (r *reconciler) discard(n *node) error {
 		if m, err := readMark(n.path()); r.vanished != nil && err == nil && !m.Sealed {
 			return r.remove(n) // one more state of a control file that a resync replaced
 		}
-		if r.t.objects[n.id] && uint64(n.id) > r.t.to {
-			return r.remove(n) // half made, twice: the entry that makes it is in the log and still to come
+		if !r.madeByRun(n.id) {
+			return r.quarantine(n, "trash/ has another object with this id")
 		}
-		return r.quarantine(n, "trash/ has another object with this id")
+		// Put away half made once, and made again: one that is whole is kept.
+		if intact(k.path()) || !intact(n.path()) {
+			return r.remove(n)
+		}
+		if err := r.remove(k); err != nil {
+			return err
+		}
 	}
 	r.report.Trashed++
 	return r.move(n, r.trash, name)
+}
+
+// madeByRun reports whether an entry of the run makes the object: whatever it
+// consists of is in the log.
+func (r *reconciler) madeByRun(id op.ID) bool {
+	return r.t.objects[id] && uint64(id) > r.t.from
+}
+
+// intact reports whether a file has the content that its mark tells of.
+func intact(path string) bool {
+	m, err := readMark(path)
+	if err != nil || !m.Sized {
+		return false
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	sum, err := op.BlockSumReader(f)
+	return err == nil && sum.Size == m.Size && sum.XXH() == m.XXH
 }
 
 // restage makes a file whose Put is still to come the content of its stage

@@ -15,6 +15,9 @@ func (r *reconciler) recognise(n *node, c Child) error {
 	if n.id == c.ID || n.adopted || n.typ() != c.Type || r.done[c.ID] != nil || r.fresh[c.ID] != "" {
 		return nil
 	}
+	if n.id != 0 && r.t.objects[n.id] {
+		return nil // its mark is right: the run says why it was here
+	}
 	in, err := r.view.inode(c.ID)
 	if err != nil {
 		return err
