@@ -209,7 +209,10 @@ func (p *pass) some(ctx context.Context, ids []op.ID, m *mediumReader) error {
 	begun := time.Now()
 	var all []examined
 	err := p.s.healed(func() (err error) {
-		all, err = p.s.examineAll(ids, m)
+		recent, err := p.recent(ids)
+		if err == nil {
+			all, err = p.s.examineAll(recent, m)
+		}
 		return err
 	})
 	if err != nil {
@@ -226,9 +229,34 @@ func (p *pass) some(ctx context.Context, ids []op.ID, m *mediumReader) error {
 	return p.pace.rest(ctx, worked, bytes)
 }
 
+// recent leaves out what the pass is not about because it is too old; there is
+// that much less to do.
+func (p *pass) recent(ids []op.ID) ([]op.ID, error) {
+	if p.opt.Since.IsZero() {
+		return ids, nil
+	}
+	var list []op.ID
+	for _, id := range ids {
+		n, err := p.s.ix.inode(id)
+		switch {
+		case errors.Is(err, ErrNotExist):
+		case err != nil:
+			return nil, err
+		case !time.Unix(0, max(n.Mtime, n.Ctime)).Before(p.opt.Since):
+			list = append(list, id)
+		default:
+			p.mu.Lock()
+			p.p.TotalObjects -= min(1, p.p.TotalObjects)
+			p.p.TotalBytes -= min(n.Size, p.p.TotalBytes)
+			p.mu.Unlock()
+		}
+	}
+	return list, nil
+}
+
 // one takes note of what was found of an object, and mends it.
 func (p *pass) one(ctx context.Context, e *examined, m *mediumReader) error {
-	if e.n == nil || !p.opt.Since.IsZero() && time.Unix(0, max(e.n.Mtime, e.n.Ctime)).Before(p.opt.Since) {
+	if e.n == nil {
 		return nil
 	}
 	p.count(e)
