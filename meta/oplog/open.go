@@ -128,53 +128,20 @@ func (l *Log) adopt(ld *loaded) error {
 	if ld.torn != nil {
 		l.keepTorn(ld)
 	}
-	base := op.Pos{}
-	baseTime := ld.lastTime
-	var tail []*op.Entry
-	if len(ld.live) > 0 {
-		newest := ld.live[len(ld.live)-1]
-		if ld.durable < newest.base.Seq {
-			return fmt.Errorf("%s: durable mark %d before its start: %w", newest.path, ld.durable, op.ErrCorrupt)
-		}
-		var err error
-		if base, err = newest.posAt(ld.durable); err != nil {
-			return err
-		}
-		err = newest.walk(newest.placeOf(base.Seq+1), base.Seq+1, ld.last.Seq, func(e *op.Entry, _ int64) bool {
-			tail = append(tail, e)
-			return true
-		})
-		if err != nil {
-			return err
-		}
-		if len(tail) > 0 {
-			baseTime = 0 // the tail has later ones
-		}
+	base, tail, err := ld.tail()
+	if err != nil {
+		return err
 	}
-	for _, s := range ld.damaged {
-		s.f.Close()
-		if err := l.fs.Rename(s.path, s.path+".damaged"); err != nil {
-			return fmt.Errorf("put a damaged segment aside: %w", err)
-		}
-		l.log.Error("put a damaged segment of the log aside", "path", s.path+".damaged")
+	if err := l.putAside(ld); err != nil {
+		return err
 	}
-	ld.damaged = nil
-	for _, s := range ld.unused {
-		s.f.Close()
-		l.pool = append(l.pool, poolFile{s.path, s.size})
-	}
-	ld.unused = nil
-	h := batchHeader{restart: true, durable: base.Seq, committed: min(ld.committed, base.Seq), base: base, time: baseTime}
 	l.nextSeg = ld.maxNum + 1
 	segs, dead := retain(ld.live, base.Seq)
-	h.reset = len(segs) == 0
-	s, err := l.startSegment(&h, tail, firstSegment)
-	if errors.Is(err, ErrNoSpace) && len(segs) > 0 {
-		// The unused rest of the segment so far is room enough.
-		if err = shrink(segs[len(segs)-1]); err == nil {
-			s, err = l.startSegment(&h, tail, 0)
-		}
+	h := batchHeader{restart: true, reset: len(segs) == 0, durable: base.Seq, committed: min(ld.committed, base.Seq), base: base}
+	if len(tail) == 0 {
+		h.time = ld.lastTime // else the tail has later ones
 	}
+	s, err := l.startAfter(segs, &h, tail)
 	if err != nil {
 		return err
 	}
@@ -195,6 +162,62 @@ func (l *Log) adopt(ld *loaded) error {
 		s.last = min(s.last, base.Seq)
 	}
 	l.segs = append(segs, s)
+	l.takeOver(ld)
+	return nil
+}
+
+// tail is what the log has after its durable mark, which is base.
+func (ld *loaded) tail() (base op.Pos, tail []*op.Entry, err error) {
+	if len(ld.live) == 0 {
+		return base, nil, nil
+	}
+	newest := ld.live[len(ld.live)-1]
+	if ld.durable < newest.base.Seq {
+		return base, nil, fmt.Errorf("%s: durable mark %d before its start: %w", newest.path, ld.durable, op.ErrCorrupt)
+	}
+	if base, err = newest.posAt(ld.durable); err != nil {
+		return base, nil, err
+	}
+	err = newest.walk(newest.placeOf(base.Seq+1), base.Seq+1, ld.last.Seq, func(e *op.Entry, _ int64) bool {
+		tail = append(tail, e)
+		return true
+	})
+	return base, tail, err
+}
+
+// putAside renames damaged segments, so that a later start does not meet them, and
+// keeps unused ones for what comes.
+func (l *Log) putAside(ld *loaded) error {
+	for _, s := range ld.damaged {
+		s.f.Close()
+		if err := l.fs.Rename(s.path, s.path+".damaged"); err != nil {
+			return fmt.Errorf("put a damaged segment aside: %w", err)
+		}
+		l.log.Error("put a damaged segment of the log aside", "path", s.path+".damaged")
+	}
+	ld.damaged = nil
+	for _, s := range ld.unused {
+		s.f.Close()
+		l.pool = append(l.pool, poolFile{s.path, s.size})
+	}
+	ld.unused = nil
+	return nil
+}
+
+// startAfter is startSegment for one that follows segs.
+func (l *Log) startAfter(segs []*segment, h *batchHeader, tail []*op.Entry) (*segment, error) {
+	s, err := l.startSegment(h, tail, firstSegment)
+	if errors.Is(err, ErrNoSpace) && len(segs) > 0 {
+		// The unused rest of the segment so far is room enough.
+		if err = shrink(segs[len(segs)-1]); err == nil {
+			s, err = l.startSegment(h, tail, 0)
+		}
+	}
+	return s, err
+}
+
+// takeOver sets positions and marks to what was loaded.
+func (l *Log) takeOver(ld *loaded) {
 	l.last, l.lastTime = ld.last, ld.lastTime
 	l.written, l.writtenEpoch, l.writtenTime = ld.last.Seq, ld.last.Epoch, ld.lastTime
 	l.wanted = l.written
@@ -206,7 +229,6 @@ func (l *Log) adopt(ld *loaded) error {
 	}
 	l.Committed.advance(l.recovered)
 	l.Received.advance(l.recovered)
-	return nil
 }
 
 // startSegment makes a segment whose first batch, durable on return, replaces
