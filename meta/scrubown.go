@@ -32,7 +32,9 @@ func (p *pass) views() error {
 const historyRest = 4
 
 // history verifies the log: nothing that is served comes from there, but a slot
-// that was away, point-in-time restore and evidence do.
+// that was away, point-in-time restore and evidence do. It reads at the disk's
+// usual priority: no segment can be trimmed while one is read, and a trim that waits
+// holds up those who send entries.
 func (p *pass) history(ctx context.Context) error {
 	p.s.keeper.verifying.Lock()
 	defer p.s.keeper.verifying.Unlock()
