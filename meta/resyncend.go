@@ -182,44 +182,14 @@ func (x *index) sweep(reached map[op.ID]struct{}) error {
 
 // finishResync makes tree and log follow the index. It can be repeated.
 func (s *Slot) finishResync(r *resyncing) error {
-	s.tree.forget()
 	pos := r.Target.Pos
-	t := newTrail(pos.Seq, pos.Seq)
-	var gone []op.ID
-	err := s.eachWanted(0, func(id op.ID, _ byte) error {
-		gone = append(gone, id)
-		t.lost[id] = true // what is not here now is removed by an entry to come
-		return nil
-	})
+	report, gone, err := s.placeAll(r)
 	if err != nil {
 		return err
 	}
-	rec := newReconciler(s.dir, s.ix, nil, t)
-	rec.full, rec.note, rec.hold = true, s.noteEvent, s.opt.hold
-	if rec.fresh, err = freshContent(s.dir); err != nil {
+	if err := s.beginLogAfter(pos); err != nil {
 		return err
 	}
-	rec.vanished = s.vanished(r)
-	report, err := rec.run()
-	if err != nil {
-		return fmt.Errorf("resync: %w", err)
-	}
-	if err := syncTree(s.dir); err != nil {
-		return err
-	}
-	s.tree.forget()
-	if s.opt.hold != nil {
-		if err := s.opt.hold("reset", dirLog); err != nil {
-			return err
-		}
-	}
-	if s.Log.Last() != pos || s.Log.First() != pos.Seq+1 {
-		if err := s.Log.Reset(pos); err != nil {
-			return fmt.Errorf("resync: %w", err)
-		}
-	}
-	s.Log.SetApplied(pos.Seq)
-	s.Log.NotBefore(s.ix.current().Time)
 	if err := s.changeWanted(gone, func(w *badger.WriteBatch, key []byte) error { return w.Delete(key) }); err != nil {
 		return err
 	}
@@ -247,6 +217,54 @@ func (s *Slot) finishResync(r *resyncing) error {
 	if start {
 		s.startApplier()
 	}
+	return nil
+}
+
+// placeAll makes the tree what the index says, durably. gone is what could not be
+// fetched, because the source does not have it any more.
+func (s *Slot) placeAll(r *resyncing) (report *ReconcileReport, gone []op.ID, err error) {
+	s.tree.forget()
+	pos := r.Target.Pos
+	t := newTrail(pos.Seq, pos.Seq)
+	err = s.eachWanted(0, func(id op.ID, _ byte) error {
+		gone = append(gone, id)
+		t.lost[id] = true // what is not here now is removed by an entry to come
+		return nil
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	rec := newReconciler(s.dir, s.ix, nil, t)
+	rec.full, rec.note, rec.hold = true, s.noteEvent, s.opt.hold
+	if rec.fresh, err = freshContent(s.dir); err != nil {
+		return nil, nil, err
+	}
+	rec.vanished = s.vanished(r)
+	if report, err = rec.run(); err != nil {
+		return nil, nil, fmt.Errorf("resync: %w", err)
+	}
+	if err := syncTree(s.dir); err != nil {
+		return nil, nil, err
+	}
+	s.tree.forget()
+	return report, gone, nil
+}
+
+// beginLogAfter makes the log one that begins after pos, if it is not yet, as a
+// stop in between leaves it.
+func (s *Slot) beginLogAfter(pos op.Pos) error {
+	if s.opt.hold != nil {
+		if err := s.opt.hold("reset", dirLog); err != nil {
+			return err
+		}
+	}
+	if s.Log.Last() != pos || s.Log.First() != pos.Seq+1 {
+		if err := s.Log.Reset(pos); err != nil {
+			return fmt.Errorf("resync: %w", err)
+		}
+	}
+	s.Log.SetApplied(pos.Seq)
+	s.Log.NotBefore(s.ix.current().Time)
 	return nil
 }
 

@@ -158,78 +158,83 @@ func (e *Etcd) ordered() []*endpoint {
 // slow endpoint is not waited for: the next is asked as well, and the first
 // answer counts; so f must be harmless when done twice.
 func ask[T any](ctx context.Context, e *Etcd, f func(context.Context, *clientv3.Client) (T, error)) (T, error) {
-	type answer struct {
-		from  *endpoint
-		value T
-		err   error
-	}
 	ctx, cancel := context.WithCancel(ctx) // ends what was overtaken
 	defer cancel()
 	defer context.AfterFunc(e.ctx, cancel)()
-	var zero T
 	last := errNoEndpoints
 	for {
 		list := e.ordered()
 		if len(list) > 0 && last == errNoEndpoints {
 			last = errNoAnswer
 		}
-		answers := make(chan answer, len(list))
-		next, running := 0, 0
-		start := func() {
-			p := list[next]
-			next++
-			running++
-			go func() {
-				actx, stop := context.WithTimeout(ctx, attempt)
-				defer stop()
-				a := answer{from: p}
-				var c *clientv3.Client
-				if c, a.err = e.client(actx, p); a.err == nil {
-					a.value, a.err = f(actx, c)
-				}
-				answers <- a
-				if a.err != nil {
-					e.diagnose(p, a.err, ctx.Err() == context.Canceled)
-				}
-			}()
+		value, ok, err := round(ctx, e, list, f)
+		if ok {
+			return value, nil
 		}
-		timer := time.NewTimer(hedge)
-		if len(list) > 0 {
-			start()
+		if err != nil {
+			last = err
 		}
-		for running > 0 {
-			select {
-			case <-timer.C:
-				if next < len(list) {
-					start()
-					timer.Reset(hedge)
-				}
-			case a := <-answers:
-				running--
-				if a.err == nil {
-					e.answered(a.from)
-					timer.Stop()
-					return a.value, nil
-				}
-				if ctx.Err() == nil {
-					last = fmt.Errorf("%s: %w", a.from.url, a.err)
-				}
-				if next < len(list) {
-					start()
-					timer.Reset(hedge)
-				}
-			case <-ctx.Done():
-				timer.Stop()
-				return zero, e.failed(last, ctx.Err())
-			}
-		}
-		timer.Stop()
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return zero, e.failed(last, ctx.Err())
+			return value, e.failed(last, ctx.Err())
 		}
 	}
+}
+
+// round is ask for each endpoint of list once; err is the last failure, nil if
+// there was none before ctx ended.
+func round[T any](ctx context.Context, e *Etcd, list []*endpoint, f func(context.Context, *clientv3.Client) (T, error)) (value T, ok bool, err error) {
+	type answer struct {
+		from  *endpoint
+		value T
+		err   error
+	}
+	answers := make(chan answer, len(list))
+	timer := time.NewTimer(hedge)
+	defer timer.Stop()
+	running := 0
+	start := func() {
+		if len(list) == 0 {
+			return
+		}
+		p := list[0]
+		list = list[1:]
+		running++
+		timer.Reset(hedge)
+		go func() {
+			actx, stop := context.WithTimeout(ctx, attempt)
+			defer stop()
+			a := answer{from: p}
+			var c *clientv3.Client
+			if c, a.err = e.client(actx, p); a.err == nil {
+				a.value, a.err = f(actx, c)
+			}
+			answers <- a
+			if a.err != nil {
+				e.diagnose(p, a.err, ctx.Err() == context.Canceled)
+			}
+		}()
+	}
+	for start(); running > 0; {
+		select {
+		case <-timer.C:
+			start()
+		case a := <-answers:
+			running--
+			if a.err == nil {
+				e.answered(a.from)
+				return a.value, true, nil
+			}
+			if ctx.Err() == nil {
+				err = fmt.Errorf("%s: %w", a.from.url, a.err)
+			}
+			start()
+		case <-ctx.Done():
+			return value, false, err
+		}
+	}
+	return value, false, err
 }
 
 // dialTimeout bounds the connection to an endpoint. With a user it includes the
