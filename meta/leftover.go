@@ -17,7 +17,8 @@ func (r *reconciler) leftovers() error {
 		k := r.stage.kids[name]
 		switch {
 		case k.settled:
-		case strings.HasPrefix(name, newPrefix):
+		case strings.HasPrefix(name, newPrefix), strings.HasPrefix(name, syncPrefix):
+			// Half made, or fetched and then removed at the source.
 			if err := r.remove(k); err != nil {
 				return err
 			}

@@ -416,6 +416,63 @@ func TestResyncSkip(t *testing.T) {
 	checkClean(t, dst)
 }
 
+// What was fetched and is removed at the source before the resync that goes on
+// after a stop, does not stay in stage/.
+func TestResyncRemovedMeanwhile(t *testing.T) {
+	entries := history(t, 62, 300)
+	src := newSlot(t, filepath.Join(t.TempDir(), "src"), entries)
+	dir := filepath.Join(t.TempDir(), "dst")
+	dst := newSlot(t, dir, nil)
+	sn, err := src.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	err = resync(t, dst, source{src, sn}, 0, func() error {
+		if names, err = readNames(dir, dirStage); err != nil {
+			return err
+		}
+		for _, name := range names {
+			if id, ok := syncID(name); ok {
+				if in, err := src.Inode(id); err == nil && isMessage(in) && len(in.Names) == 1 {
+					return errStopped
+				}
+			}
+		}
+		return nil
+	})
+	sn.Close()
+	if !errors.Is(err, errStopped) {
+		t.Fatalf("got %v, stage has %q", err, names)
+	}
+	crashSlot(t, dst)
+	dst = openSlot(t, dir, Options{})
+	dst.Start()
+	last := src.Log.Last()
+	for _, name := range names {
+		id, ok := syncID(name)
+		if !ok {
+			continue
+		}
+		in, err := src.Inode(id)
+		if err != nil || len(in.Names) != 1 {
+			continue
+		}
+		rm := op.NewEntry(last, 1, entries[len(entries)-1].Time+1, &op.Unlink{ID: id, Parent: in.Names[0].Dir, Name: in.Names[0].Name})
+		follow(t, src, []*op.Entry{rm})
+		last = rm.Pos()
+	}
+	if sn, err = src.Snapshot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer sn.Close()
+	if err := resync(t, dst, source{src, sn}, 0, never); err != nil {
+		t.Fatal(err)
+	}
+	sameSlots(t, dst, src)
+	checkClean(t, dst)
+}
+
 // What does not add up is not used; the next resync starts from nothing, and
 // keeps what was fetched.
 func TestResyncProves(t *testing.T) {
