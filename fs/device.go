@@ -84,7 +84,10 @@ func (d *device) read() (int, error) {
 	}
 	for {
 		d.streak++
-		if err := d.conn.Read(d.try); err != nil {
+		// Go's poller refuses a descriptor of which it was told an error while nobody
+		// waited, which is how it hears of the end of the connection. What it was, the
+		// device says.
+		if err := d.conn.Read(d.try); err != nil && !d.try(uintptr(d.fd)) {
 			return 0, err
 		}
 		// ENOENT: the request was given up while it was being read.
