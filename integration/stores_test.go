@@ -59,7 +59,13 @@ func TestManyStores(t *testing.T) {
 
 	must(t, n1.Kill())
 	died := time.Now()
-	s.wait("the other node to serve all stores", func(name string) error { return s.serves(n2, name) })
+	s.wait("the other node to serve all stores", func(name string) error {
+		slot, err := n2.SlotOf(name)
+		if err != nil {
+			return err
+		}
+		return slot.Serves()
+	})
 	t.Logf("%d stores failed over after %v", (len(s.names)+1)/2, time.Since(died).Round(10*time.Millisecond))
 	for _, name := range s.names {
 		s.deliver(n2, name)
@@ -110,21 +116,12 @@ func (s *stores) wait(what string, cond func(name string) error) {
 	}))
 }
 
-// serves says why n does not serve a store.
-func (s *stores) serves(n *cluster.Node, name string) error {
-	slot, err := n.SlotOf(name)
-	if err == nil && (slot.Repl.Role != "primary" || !slot.Mounted) {
-		err = fmt.Errorf("%s is %s, mounted: %t, doing %q", n.Name, slot.Repl.Role, slot.Mounted, slot.Repl.Doing)
-	}
-	return err
-}
-
 // whole says why a store is not served by n with two copies.
 func (s *stores) whole(name string, n *cluster.Node) error {
-	if err := s.serves(n, name); err != nil {
-		return err
-	}
 	slot, err := n.SlotOf(name)
+	if err == nil {
+		err = slot.Serves()
+	}
 	if err == nil && len(slot.Repl.Members) != 2 {
 		err = fmt.Errorf("%d slots are in sync", len(slot.Repl.Members))
 	}

@@ -209,13 +209,34 @@ func newCrash(t *testing.T, seed uint64, exact bool) *crash {
 		x.k = x.c + w.rnd.Uint64N(x.a-x.c+1)
 	}
 	applied(t, x.data, w.log, x.c, x.a)
-	x.tr = newTrail(x.c, x.k)
-	for _, e := range w.log.entries[x.c:] {
-		x.tr.add(e)
-	}
+	x.follow()
 	d := &damageWorld{t: t, rnd: w.rnd, data: x.data, c: x.c, tr: x.tr, log: w.log}
 	d.run()
 	return x
+}
+
+// follow makes the trail of what a recovery replays.
+func (x *crash) follow() {
+	x.tr = newTrail(x.c, x.k)
+	for _, e := range x.w.log.entries[x.c:] {
+		x.tr.add(e)
+	}
+}
+
+// goOn recovers, and applies what was applied before once more, up to another stop.
+func (x *crash) goOn(t *testing.T) {
+	t.Helper()
+	if _, err := x.recover(t, nil); err != nil {
+		t.Fatalf("C %d A %d K %d: %v", x.c, x.a, x.k, err)
+	}
+	ix, err := openIndex(filepath.Join(x.data, dirIndex), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	applyMore(t, x.data, ix, x.w.log, x.k+1, x.a)
+	if err := ix.close(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // recover runs a recovery on a fresh index, as a start does.
@@ -311,17 +332,7 @@ func TestRecoverBehindTreeAgain(t *testing.T) {
 	eachSeed(t, func(t *testing.T, seed uint64) {
 		x := newCrash(t, seed, false)
 		for range 3 {
-			if _, err := x.recover(t, nil); err != nil {
-				t.Fatalf("C %d A %d K %d: %v", x.c, x.a, x.k, err)
-			}
-			ix, err := openIndex(filepath.Join(x.data, dirIndex), slog.New(slog.DiscardHandler))
-			if err != nil {
-				t.Fatal(err)
-			}
-			applyMore(t, x.data, ix, x.w.log, x.k+1, x.a)
-			if err := ix.close(); err != nil {
-				t.Fatal(err)
-			}
+			x.goOn(t)
 		}
 		if _, err := x.recover(t, nil); err != nil {
 			t.Fatalf("C %d A %d K %d: %v", x.c, x.a, x.k, err)
@@ -336,22 +347,9 @@ func TestRecoverCatchingUp(t *testing.T) {
 	eachSeed(t, func(t *testing.T, seed uint64) {
 		x := newCrash(t, seed, false)
 		for range 4 {
-			if _, err := x.recover(t, nil); err != nil {
-				t.Fatalf("C %d A %d K %d: %v", x.c, x.a, x.k, err)
-			}
-			ix, err := openIndex(filepath.Join(x.data, dirIndex), slog.New(slog.DiscardHandler))
-			if err != nil {
-				t.Fatal(err)
-			}
-			applyMore(t, x.data, ix, x.w.log, x.k+1, x.a)
-			if err := ix.close(); err != nil {
-				t.Fatal(err)
-			}
+			x.goOn(t)
 			x.k += x.w.rnd.Uint64N(x.a - x.k + 1)
-			x.tr = newTrail(x.c, x.k)
-			for _, e := range x.w.log.entries[x.c:] {
-				x.tr.add(e)
-			}
+			x.follow()
 		}
 		if _, err := x.recover(t, nil); err != nil {
 			t.Fatalf("C %d A %d K %d: %v", x.c, x.a, x.k, err)

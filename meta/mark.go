@@ -95,6 +95,9 @@ func decodeMark(b []byte) (mark, error) {
 	}, nil
 }
 
+// tells reports whether m tells of content with this checksum.
+func (m mark) tells(sum *op.Sum) bool { return sum.Size == m.Size && sum.XXH() == m.XXH }
+
 // readMark reads the mark of path itself, symlinks not followed.
 func readMark(path string) (mark, error) {
 	var b [64]byte

@@ -116,7 +116,7 @@ func (s *Slot) rebuildInto(made *index, applied uint64) (*ReconcileReport, error
 // salvage takes what the damaged index says of an object, if it fits its mark.
 func (s *Slot) salvage(m mark) *op.Sum {
 	n, err := s.ix.inode(m.ID)
-	if err != nil || n.Sum == nil || n.Changed != m.Changed || n.Sealed != m.Sealed || n.Sum.Size != m.Size || n.Sum.XXH() != m.XXH {
+	if err != nil || n.Sum == nil || n.Changed != m.Changed || n.Sealed != m.Sealed || !m.tells(n.Sum) {
 		return nil
 	}
 	return n.Sum

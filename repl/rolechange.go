@@ -239,8 +239,7 @@ func (m *machine) watchOut() {
 			absent = true
 			g.heardMember = latest(g.heardMember, p.answered)
 		}
-		if !p.answered.IsZero() && m.superseded(p) {
-			m.abdicate(fmt.Sprintf("superseded: %s is in epoch %d, this slot was primary in %d", m.label(p.slot), p.info.last.Epoch, m.epoch))
+		if m.giveWay(p) {
 			return
 		}
 	}

@@ -221,12 +221,19 @@ func (m *machine) look() {
 		}
 	}
 	for _, p := range m.others() {
-		if p.answered.IsZero() || !m.superseded(p) {
-			continue
+		if m.giveWay(p) {
+			return
 		}
-		m.abdicate(fmt.Sprintf("superseded: %s is in epoch %d, this slot was primary in %d", m.label(p.slot), p.info.last.Epoch, m.epoch))
-		return
 	}
+}
+
+// giveWay ends leading if p is its successor.
+func (m *machine) giveWay(p *peer) bool {
+	if p.answered.IsZero() || !m.superseded(p) {
+		return false
+	}
+	m.abdicate(fmt.Sprintf("superseded: %s is in epoch %d, this slot was primary in %d", m.label(p.slot), p.info.last.Epoch, m.epoch))
+	return true
 }
 
 func (m *machine) setRole(r Role) {

@@ -144,7 +144,7 @@ func (m *machine) judge() error {
 	for _, p := range m.others() {
 		if p.answered.Before(o.started) {
 			if p.info.hasStore && !m.v.hasStore {
-				return &refusal{fmt.Sprintf("the store exists already: a slot on %s holds it; this empty one cannot become primary before that one has filled it", m.label(p.slot))}
+				return m.heldBy(p)
 			}
 			continue
 		}
@@ -193,6 +193,11 @@ func (m *machine) takeIn(p *peer) {
 	}
 }
 
+// heldBy is why an empty slot is not promoted: p holds the store.
+func (m *machine) heldBy(p *peer) error {
+	return &refusal{fmt.Sprintf("the store exists already: a slot on %s holds it; this empty one cannot become primary before that one has filled it", m.label(p.slot))}
+}
+
 // judgePeer looks for a reason in one peer that forbids the promotion.
 func (m *machine) judgePeer(p *peer) error {
 	switch {
@@ -201,7 +206,7 @@ func (m *machine) judgePeer(p *peer) error {
 	case p.info.intent == intentBound:
 		return &refusal{fmt.Sprintf("the slot on %s is becoming primary at this moment", m.label(p.slot))}
 	case !m.v.hasStore && p.info.hasStore:
-		return &refusal{fmt.Sprintf("the store exists already: a slot on %s holds it; this empty one cannot become primary before that one has filled it", m.label(p.slot))}
+		return m.heldBy(p)
 	case m.op.opts.Force || !p.info.hasStore:
 		return nil
 	}

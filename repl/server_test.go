@@ -162,4 +162,7 @@ func TestStatusOfOneStore(t *testing.T) {
 	if got.Node != "a" || len(got.Slots) != 1 || got.Slots[0].Slot != a.id || got.Slots[0].Role != Primary {
 		t.Errorf("%+v", got)
 	}
+	if _, err := json.Marshal(a.m.State()); err != nil {
+		t.Error(err)
+	}
 }

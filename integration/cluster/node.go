@@ -279,10 +279,7 @@ func (n *Node) WaitMounted() error {
 		if err != nil {
 			return err
 		}
-		if s.Repl.Role != "primary" || !s.Mounted {
-			return fmt.Errorf("it is %s, mounted: %t; %s", s.Repl.Role, s.Mounted, s.Repl.why())
-		}
-		return nil
+		return s.Serves()
 	})
 }
 

@@ -109,6 +109,14 @@ func (n *Node) SlotOf(store string) (Slot, error) {
 	return Slot{}, fmt.Errorf("%s has no slot of %s", n.Name, store)
 }
 
+// Serves says why the slot does not serve; nil: it is primary and mounted.
+func (s *Slot) Serves() error {
+	if s.Repl.Role != "primary" || !s.Mounted {
+		return fmt.Errorf("it is %s, mounted: %t; %s", s.Repl.Role, s.Mounted, s.Repl.why())
+	}
+	return nil
+}
+
 // Digest is what "slotfs digest --json" prints.
 type Digest struct {
 	Seq          uint64
